@@ -1,0 +1,283 @@
+"""The handle: what a caller holds while something happens on other threads.
+
+It can be waited for in a blocking way (`result`), awaited on any event loop, asked, cancelled,
+and combined (`then`, `and_then`, `all_of`). It knows nothing of transfers, sockets or threads:
+the owner of the work fulfils it with `set_result` or `set_exception`, from any thread.
+
+Used by transport/ and the layers above it.
+
+How it works: a `concurrent.futures.Future` holds the outcome, and only ever the two outcomes
+*result* and *exception*. Cancelling is the exception `TransferCancelled`, never one of Python's
+`CancelledError`s: one that leaks out of a node as `asyncio.CancelledError` kills ComfyUI's prompt
+worker. The first outcome wins; later ones are refused with False, so that an owner who comes too
+late knows that nobody will take what it brings. Handles hold tensors of hundreds of megabytes, so
+nothing here forms a reference cycle once there is an outcome: callbacks are dropped when they were
+called, and frames let go of what an exception's traceback would keep alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent import futures
+from typing import Any, Generic, Protocol, TypeVar
+
+from comfy_cluster.errors import TransferCancelled, TransferTimeout
+
+logger = logging.getLogger("comfy_cluster.transport")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Executor(Protocol):
+    """What `then` needs of a thread pool: `concurrent.futures.Executor` offers it."""
+
+    def submit(self, fn: Callable[[], None], /) -> object:
+        """Runs `fn` on another thread, soon; raises if it never will."""
+
+
+class Handle(Generic[T]):
+    """The future outcome of one piece of work. Thread-safe."""
+
+    def __init__(
+        self, description: str = "transfer", *, on_cancel: Callable[[], object] | None = None
+    ) -> None:
+        """`description` opens the texts of this handle's errors.
+
+        `on_cancel` is called once, in the thread that cancels, if `cancel` ends the handle.
+        """
+        self.description = description
+        self._future: futures.Future[T] = futures.Future()
+        self._lock = threading.Lock()  # guards the two fields below
+        self._callbacks: list[Callable[[Handle[T]], None]] = []
+        self._is_finished = False
+        self._on_cancel = on_cancel
+
+    @classmethod
+    def completed(cls, value: T, description: str = "transfer") -> Handle[T]:
+        """A handle that is done already."""
+        handle: Handle[T] = cls(description)
+        handle.set_result(value)
+        return handle
+
+    @classmethod
+    def failed(cls, error: BaseException, description: str = "transfer") -> Handle[T]:
+        """A handle that has failed already."""
+        handle: Handle[T] = cls(description)
+        handle.set_exception(error)
+        return handle
+
+    # The waiting side.
+
+    def done(self) -> bool:
+        """Whether there is an outcome: a result, an error, or cancelled."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Waits for the outcome, up to `timeout` seconds, and returns or raises it.
+
+        TransferTimeout: none yet. The work goes on, and the result may be asked for again.
+        """
+        try:
+            error = self.exception(timeout)
+            if error is not None:
+                raise error
+            return self._future.result()
+        finally:
+            error = None
+            del self
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits like `result`, and returns the error, or None if there is a result."""
+        try:
+            return self._future.exception(timeout)
+        except futures.TimeoutError:
+            pass
+        raise TransferTimeout(f"{self.description}: no result within {timeout} s; it goes on")
+
+    def cancel(self, reason: str = "cancelled by this instance") -> bool:
+        """Gives the work up; who waits gets TransferCancelled. False: there was an outcome."""
+        on_cancel = self._on_cancel
+        if not self.set_exception(TransferCancelled(f"{self.description}: {reason}")):
+            return False
+        if on_cancel is not None:
+            on_cancel()
+        return True
+
+    def add_done_callback(self, fn: Callable[[Handle[T]], None]) -> None:
+        """Calls `fn(handle)` once there is an outcome: at once, or in the thread that brings it.
+
+        It must not block. What it raises is logged and goes nowhere else.
+        """
+        with self._lock:
+            if not self._is_finished:
+                self._callbacks.append(fn)
+                return
+        self._call(fn)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Waits on the running event loop. Cancelling the task that waits cancels nothing else."""
+        return self._wait_on_loop().__await__()
+
+    async def _wait_on_loop(self) -> T:
+        loop = asyncio.get_running_loop()
+        is_done = asyncio.Event()
+
+        def wake(_: Handle[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(is_done.set)
+
+        self.add_done_callback(wake)
+        try:
+            await is_done.wait()
+            return self.result()
+        finally:
+            self._remove_done_callback(wake)
+            del self
+
+    def _remove_done_callback(self, fn: Callable[[Handle[T]], None]) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._callbacks.remove(fn)
+
+    def _call(self, fn: Callable[[Handle[T]], None]) -> None:
+        try:
+            fn(self)
+        except Exception:  # a bug of one who waits must not take the outcome from the others
+            logger.exception("! a done callback of %r failed", self.description)
+
+    # The owner's side.
+
+    def set_result(self, value: T) -> bool:
+        """Fulfils the handle. False: it had an outcome, and the value is for nobody."""
+        try:
+            self._future.set_result(value)
+        except futures.InvalidStateError:
+            return False
+        self._finish()
+        return True
+
+    def set_exception(self, error: BaseException) -> bool:
+        """Fails the handle. False: it had an outcome already."""
+        if isinstance(error, (asyncio.CancelledError, futures.CancelledError)):
+            error = TransferCancelled(f"{self.description}: cancelled")
+        try:
+            self._future.set_exception(error)
+        except futures.InvalidStateError:
+            return False
+        self._finish()
+        return True
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._is_finished = True
+            callbacks, self._callbacks = self._callbacks, []
+            self._on_cancel = None
+        for fn in callbacks:
+            self._call(fn)
+
+    # Combinations.
+
+    def then(self, fn: Callable[[T], U], executor: Executor | None = None) -> Handle[U]:
+        """A handle for `fn(result)`. Errors pass through; cancelling it cancels this handle too.
+
+        `fn` runs on `executor`; without one, in the thread that brings the result: then it must
+        not block.
+        """
+        mapped: Handle[U] = Handle(self.description, on_cancel=self.cancel)
+        self._pass_on(mapped, lambda value: _apply(fn, value, mapped, mapped.set_result, executor))
+        return mapped
+
+    def and_then(self, fn: Callable[[T], Handle[U]], executor: Executor | None = None) -> Handle[U]:
+        """Like `then`, for a `fn` that starts the next piece of work and returns its handle."""
+        under_way: list[Handle[Any]] = [self]
+        chained: Handle[U] = Handle(self.description, on_cancel=lambda: under_way[0].cancel())
+
+        def adopt(following: Handle[U]) -> None:
+            under_way[0] = following
+            following._pass_on(chained, chained.set_result)
+            if chained.done():  # cancelled while `fn` ran: nobody else would end this
+                following.cancel()
+
+        self._pass_on(chained, lambda value: _apply(fn, value, chained, adopt, executor))
+        return chained
+
+    def _pass_on(self, target: Handle[Any], on_value: Callable[[T], object]) -> None:
+        """Gives this handle's result to `on_value`, or its error to `target`."""
+
+        def on_done(source: Handle[T]) -> None:
+            error = source.exception()
+            if error is not None:
+                target.set_exception(error)
+            elif not target.done():
+                on_value(source.result())
+
+        self.add_done_callback(on_done)
+
+
+def all_of(handles: Sequence[Handle[T]], description: str = "transfers") -> Handle[list[T]]:
+    """One handle for all of them; its result is the list of their results, in their order.
+
+    It owns them: the first error ends it, and cancels those that are still under way.
+    """
+    members = list(handles)
+    if not members:
+        return Handle.completed([], description)
+    group: Handle[list[T]] = Handle(description)
+    left = [len(members)]
+    lock = threading.Lock()
+
+    def on_done(member: Handle[T]) -> None:
+        error = member.exception()
+        if error is not None:
+            group.set_exception(error)
+            return
+        with lock:
+            left[0] -= 1
+            is_last = left[0] == 0
+        if is_last:
+            group.set_result([each.result() for each in members])
+
+    def release_members(_: Handle[list[T]]) -> None:
+        while members:
+            members.pop().cancel()
+
+    for member in list(members):
+        member.add_done_callback(on_done)
+    group.add_done_callback(release_members)
+    return group
+
+
+def _apply(
+    fn: Callable[[T], U],
+    value: T,
+    target: Handle[Any],
+    deliver: Callable[[U], object],
+    executor: Executor | None,
+) -> None:
+    """Calls `deliver(fn(value))`, on the executor if there is one; errors go to `target`."""
+    if executor is None:
+        _run(fn, value, target, deliver)
+        return
+    try:
+        executor.submit(lambda: _run(fn, value, target, deliver))
+    except RuntimeError as error:  # the pool is closed
+        target.set_exception(TransferCancelled(f"{target.description}: {error}"))
+
+
+def _run(
+    fn: Callable[[T], U], value: T, target: Handle[Any], deliver: Callable[[U], object]
+) -> None:
+    try:
+        if target.done():
+            return
+        outcome = fn(value)
+    except BaseException as error:  # the top of the work: the error goes to who waits for it
+        target.set_exception(error)
+    else:
+        deliver(outcome)
+    finally:
+        del fn, value, target, deliver
