@@ -1,0 +1,77 @@
+"""The packet engine in pure Python: the readable definition, and the engine where nothing compiled.
+
+Same names and behaviour as the compiled `_fastpath`; only `comfy_cluster.fastpath` imports it.
+"""
+
+from .bitmap import HISTORY_WINDOW, ChunkBitmap, ReceiveHistory
+from .engine import (
+    COUNTERS,
+    EVENT_HELLO,
+    EVENT_INCOMING_COMPLETE,
+    EVENT_MESSAGE,
+    EVENT_OUTGOING_ACKED,
+    MAX_PEERS,
+    PacketEngine,
+)
+from .packet import (
+    CHUNK_HEADER_SIZE,
+    HEADER_SIZE,
+    KIND_CHUNK,
+    KIND_HELLO,
+    KIND_MESSAGE,
+    KIND_SACK,
+    MAX_PACKET_SIZE,
+    MESSAGE_PAYLOAD_LIMIT,
+    MIN_PACKET_SIZE,
+    SACK_HEADER_SIZE,
+    SACK_MAX_WORDS,
+    TAG_SIZE,
+    chunk_size_for,
+    pack_chunk_header,
+    pack_header,
+    pack_sack,
+    parse_chunk_header,
+    parse_header,
+    parse_sack,
+)
+from .path import CongestionController, Pacer, RttEstimator
+
+IS_COMPILED = False
+HAS_LOOPS = False  # the socket loops of this engine are Python threads in transport/
+
+__all__ = [
+    "CHUNK_HEADER_SIZE",
+    "COUNTERS",
+    "EVENT_HELLO",
+    "EVENT_INCOMING_COMPLETE",
+    "EVENT_MESSAGE",
+    "EVENT_OUTGOING_ACKED",
+    "HAS_LOOPS",
+    "HEADER_SIZE",
+    "HISTORY_WINDOW",
+    "IS_COMPILED",
+    "KIND_CHUNK",
+    "KIND_HELLO",
+    "KIND_MESSAGE",
+    "KIND_SACK",
+    "MAX_PACKET_SIZE",
+    "MAX_PEERS",
+    "MESSAGE_PAYLOAD_LIMIT",
+    "MIN_PACKET_SIZE",
+    "SACK_HEADER_SIZE",
+    "SACK_MAX_WORDS",
+    "TAG_SIZE",
+    "ChunkBitmap",
+    "CongestionController",
+    "Pacer",
+    "PacketEngine",
+    "ReceiveHistory",
+    "RttEstimator",
+    "chunk_size_for",
+    "pack_chunk_header",
+    "pack_header",
+    "pack_sack",
+    "parse_chunk_header",
+    "parse_header",
+    "parse_sack",
+]
