@@ -18,7 +18,7 @@ def check_layout(size: int, chunk_size: int, largest_chunk: int) -> None:
 
 
 class OutgoingBuffer:
-    """A payload being sent: `prefix`, then `body`, cut into chunks; memory is never copied whole."""
+    """A payload being sent: `prefix`, then `body`, cut into chunks as they leave."""
 
     def __init__(self, buffer_id: int, prefix: bytes, body: memoryview, chunk_size: int) -> None:
         self.buffer_id = buffer_id
