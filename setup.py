@@ -1,0 +1,69 @@
+"""Builds the compiled packet engine; everything else is declared in pyproject.toml.
+
+The engine is optional: where it does not compile, the installation goes on without it, and the
+pure-Python engine runs in its place. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes that an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # a build front end does not put the project on the path
+
+from comfy_cluster.config import EngineChoice, engine_choice  # noqa: E402
+
+try:
+    from Cython.Compiler.Errors import CompileError as CythonError
+except ImportError:  # then build_ext looks for a ready-made .c file, and fails in the usual way
+    CythonError = CCompilerError
+
+COMPILE_ARGS = {
+    # -ffp-contract=off: no fused multiply-add, so that both engines round RTTs and windows alike.
+    "unix": ["-O3", "-ffp-contract=off"],
+    "mingw32": ["-O3", "-ffp-contract=off"],
+    "msvc": ["/O2", "/fp:precise"],
+}
+FALLBACK_TEXT = """
+********************************************************************************
+comfy-cluster: the compiled packet engine was NOT built:
+    {error}
+The installation goes on with the pure-Python engine: same results, transfers
+several times slower. To get the compiled engine install a C compiler (Debian and
+Ubuntu: apt-get install build-essential; Windows: Visual Studio Build Tools) and
+install comfy-cluster again. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes this an error.
+********************************************************************************
+"""
+
+
+class BuildFastpath(build_ext):
+    """build_ext that knows each compiler's options and may do without the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        ext.extra_compile_args = COMPILE_ARGS.get(self.compiler.compiler_type, [])
+        if engine_choice() is EngineChoice.REQUIRE_COMPILED:
+            ext.optional = False
+            super().build_extension(ext)
+            return
+        try:
+            super().build_extension(ext)
+        except (CCompilerError, BaseError, CythonError) as error:
+            print(FALLBACK_TEXT.format(error=error), file=sys.stderr)
+
+
+def fastpath_extension() -> Extension:
+    parts = (ROOT / "comfy_cluster" / "_fastpath_parts").glob("*.px[id]")
+    return Extension(
+        "comfy_cluster._fastpath",
+        ["comfy_cluster/_fastpath.pyx"],
+        depends=sorted(str(part.relative_to(ROOT)) for part in parts),
+        optional=True,
+    )
+
+
+setup(ext_modules=[fastpath_extension()], cmdclass={"build_ext": BuildFastpath})
