@@ -1,0 +1,92 @@
+"""ANNOUNCE: who an instance is, and the session ids of the handshake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from comfy_cluster.wire import bounds
+from comfy_cluster.wire import messages_pb2 as pb
+
+PROTOCOL_VERSION = 1
+LONGEST_CLUSTER_ID = 512  # bytes: the setting's 128 characters of at most 4 bytes
+LONGEST_VERSION = 64
+LONGEST_ENGINE_NAME = 64
+
+
+class InstanceRole(IntEnum):
+    LEADER = 1
+    FOLLOWER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """What HELLO packets carry until both sides hold each other's session id."""
+
+    cluster_id: str
+    instance_index: int
+    instance_count: int
+    role: InstanceRole
+    boot_id: int
+    """u64, not 0; another one means that the instance was restarted."""
+    session_id: int
+    """u32, not 0; to be put into packets to the sender."""
+    echo_session_id: int = 0
+    """The last session id that the sender heard from the receiver; 0: none yet."""
+    is_connected: bool = False
+    """The sender holds both ids: no answer is needed."""
+    packet_size: int = bounds.SMALLEST_PACKET
+    """Largest UDP payload, in bytes, that the sender can receive."""
+    software_version: str = ""
+    engine: str = ""
+    protocol_version: int = PROTOCOL_VERSION
+
+    def __post_init__(self) -> None:
+        bounds.check_range("protocol_version", self.protocol_version, 1, bounds.LARGEST_U32)
+        bounds.check_text("cluster_id", self.cluster_id, LONGEST_CLUSTER_ID)
+        count = self.instance_count
+        bounds.check_range("instance_count", count, 1, bounds.LARGEST_INSTANCE_INDEX + 1)
+        bounds.check_range("instance_index", self.instance_index, 0, count - 1)
+        bounds.check_range("boot_id", self.boot_id, 1, bounds.LARGEST_U64)
+        bounds.check_range("session_id", self.session_id, 1, bounds.LARGEST_U32)
+        bounds.check_range("echo_session_id", self.echo_session_id, 0, bounds.LARGEST_U32)
+        size = self.packet_size
+        bounds.check_range("packet_size", size, bounds.SMALLEST_PACKET, bounds.LARGEST_PACKET)
+        bounds.check_text("software_version", self.software_version, LONGEST_VERSION)
+        bounds.check_text("engine", self.engine, LONGEST_ENGINE_NAME)
+
+    def pack(self) -> bytes:
+        return pb.Announce(
+            protocol_version=self.protocol_version,
+            cluster_id=self.cluster_id,
+            instance_index=self.instance_index,
+            instance_count=self.instance_count,
+            role=self.role.name,
+            boot_id=self.boot_id,
+            session_id=self.session_id,
+            echo_session_id=self.echo_session_id,
+            is_connected=self.is_connected,
+            packet_size=self.packet_size,
+            software_version=self.software_version,
+            engine=self.engine,
+        ).SerializeToString()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Announce:
+        """Any protocol version passes: the receiver says why it refuses one."""
+        message = bounds.decode(pb.Announce, data)
+        with bounds.parsing_of("announce"):
+            return cls(
+                protocol_version=message.protocol_version,
+                cluster_id=message.cluster_id,
+                instance_index=message.instance_index,
+                instance_count=message.instance_count,
+                role=bounds.as_enum(InstanceRole, message.role),
+                boot_id=message.boot_id,
+                session_id=message.session_id,
+                echo_session_id=message.echo_session_id,
+                is_connected=message.is_connected,
+                packet_size=message.packet_size,
+                software_version=message.software_version,
+                engine=message.engine,
+            )
