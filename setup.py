@@ -21,7 +21,7 @@ from comfy_cluster.config import EngineChoice, engine_choice  # noqa: E402
 try:
     from Cython.Compiler.Errors import CompileError as CythonError
 except ImportError:  # then build_ext looks for a ready-made .c file, and fails in the usual way
-    CythonError = CCompilerError
+    CythonError = CCompilerError  # type: ignore[misc]
 
 COMPILE_ARGS = {
     # -ffp-contract=off: no fused multiply-add, so that both engines round RTTs and windows alike.
@@ -41,7 +41,7 @@ install comfy-cluster again. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes this an erro
 """
 
 
-class BuildFastpath(build_ext):
+class BuildFastpath(build_ext):  # type: ignore[misc]
     """build_ext that knows each compiler's options and may do without the extension."""
 
     def build_extension(self, ext: Extension) -> None:

@@ -152,6 +152,7 @@ class ClusterConfig:
         """
         reader = SettingsReader(environ)
         reader.check_names((*SETTING_VARIABLES, *ENGINE_VARIABLES))
+        engine_choice(environ)
         pod_id = environ.get("RUNPOD_POD_ID") or None
         if all(reader.text(name) is None for name in SETTING_VARIABLES):
             return cls(runpod_pod_id=pod_id)
@@ -225,7 +226,7 @@ def _check_index(index: int, count: int) -> None:
 
 def _check_role(role: Role, index: int) -> None:
     if role is not role_of(index):
-        raise invalid("ROLE", role, f"{role_of(index)} for instance index {index}")
+        raise invalid("ROLE", str(role), f"{role_of(index)} for instance index {index}")
 
 
 def _check_addresses(addresses: tuple[InstanceAddress, ...], count: int) -> None:

@@ -103,15 +103,17 @@ class SettingsReader:
         )
 
     def check_names(self, known: Iterable[str]) -> None:
-        """Refuse variables of our prefix that nobody reads: most often they are misspelt."""
+        """Refuse variables of our prefix that nobody reads: most often they are misspelt.
+
+        The value is not told: it can be a misspelt variable's secret.
+        """
         names = sorted(PREFIX + name for name in known)
-        for variable, value in sorted(self.environ.items()):
+        for variable in sorted(self.environ):
             if variable.startswith(PREFIX) and variable not in names:
                 nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0.0)[0]
                 raise ConfigError(
                     f"Unknown environment variable {variable}: did you mean {nearest}?",
                     variable=variable,
-                    value=value,
                 )
 
 

@@ -77,7 +77,8 @@ MEMORY_SIZE = memory_size(identity.total_memory)
 # Field of ClusterConfig: variable without the prefix, and how it is written.
 SETTINGS: dict[str, tuple[str, Form[Any]]] = {
     "instance_count": ("INSTANCE_COUNT", whole_number(1, LARGEST_INSTANCE_COUNT)),
-    "instance_index": ("INSTANCE_INDEX", whole_number(0, LARGEST_INSTANCE_COUNT)),
+    # Wider than any count, so that the error about the instance count is the one to be seen.
+    "instance_index": ("INSTANCE_INDEX", whole_number(0, 1_000_000)),
     "role": ("ROLE", one_of(Role)),
     "registration_mode": ("REGISTRATION_MODE", REGISTRATION_MODE),
     "stun_servers": ("STUN_SERVER", forms.URLS),
