@@ -1,0 +1,39 @@
+"""The server's settings and their errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from stun_server.settings import RegistrySettings, SettingsError
+
+
+def test_defaults() -> None:
+    settings = RegistrySettings.from_env({})
+    assert settings == RegistrySettings("0.0.0.0", 8089, 30.0, 60.0)
+
+
+def test_every_variable_is_read() -> None:
+    environ = {
+        "STUN_SERVER_HOST": "127.0.0.1",
+        "STUN_SERVER_PORT": "9000",
+        "STUN_CLEANUP_INTERVAL": "0.5",
+        "STUN_INSTANCE_TIMEOUT": "2",
+    }
+    assert RegistrySettings.from_env(environ) == RegistrySettings("127.0.0.1", 9000, 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STUN_SERVER_PORT", "0"),
+        ("STUN_SERVER_PORT", "http"),
+        ("STUN_SERVER_PORT", "65536"),
+        ("STUN_CLEANUP_INTERVAL", "-1"),
+        ("STUN_CLEANUP_INTERVAL", "soon"),
+        ("STUN_INSTANCE_TIMEOUT", "nan"),
+        ("STUN_INSTANCE_TIMEOUT", "inf"),
+    ],
+)
+def test_errors_name_variable_value_and_expectation(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"Invalid {name}='{value}': expected "):
+        RegistrySettings.from_env({name: value})
