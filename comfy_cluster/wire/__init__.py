@@ -9,6 +9,7 @@ Used by `protocol/` and by whoever needs a `TransferKey` or a `MessageType`.
 from comfy_cluster.wire.announce import PROTOCOL_VERSION, Announce, InstanceRole
 from comfy_cluster.wire.buffers import (
     DIGEST_SIZE,
+    LARGEST_ATTEMPT,
     LARGEST_BUFFER,
     BufferAccept,
     BufferAnnouncement,
@@ -31,6 +32,7 @@ __all__ = [
     "BUFFER_TYPES",
     "DIGEST_SIZE",
     "LARGEST_ACK",
+    "LARGEST_ATTEMPT",
     "LARGEST_BUFFER",
     "LARGEST_MESSAGE_PAYLOAD",
     "LONGEST_KEY_TEXT",

@@ -11,6 +11,7 @@ from comfy_cluster.wire.transfer_key import TransferKey
 
 DIGEST_SIZE = 16  # xxh3_128
 LARGEST_BUFFER = 1 << 40  # bytes; far above any tensor, far below what overflows a size
+LARGEST_ATTEMPT = 2  # sent once, and once more when it arrived damaged
 LONGEST_REASON = 512
 
 
@@ -33,16 +34,19 @@ class BufferAnnouncement:
     digest: bytes
     key: TransferKey
     inline_payload: bytes | None = None
+    attempt: int = 1
+    """Counts up when a payload is sent again because its digest did not match."""
 
     def __post_init__(self) -> None:
         bounds.check_range("buffer_id", self.buffer_id, 1, bounds.LARGEST_U64)
         bounds.check_range("size of the buffer", self.size, 0, LARGEST_BUFFER)
         bounds.check_size("digest", self.digest, DIGEST_SIZE)
+        bounds.check_range("attempt", self.attempt, 1, LARGEST_ATTEMPT)
         if self.inline_payload is not None:
             bounds.check_range("chunk_size of an inline payload", self.chunk_size, 0, 0)
             bounds.check_size("inline payload", self.inline_payload, self.size)
             return
-        bounds.check_range("chunk_size", self.chunk_size, 1, bounds.LARGEST_PACKET)
+        bounds.check_range("chunk_size", self.chunk_size, 1, bounds.LARGEST_CHUNK)
         bounds.check_range("chunk count", self.chunk_count, 0, bounds.LARGEST_U32)
 
     @property
@@ -56,6 +60,7 @@ class BufferAnnouncement:
             chunk_size=self.chunk_size,
             digest=self.digest,
             key=transfer_key.to_protobuf(self.key),
+            attempt=self.attempt,
         )
         if self.inline_payload is not None:
             message.inline_payload = self.inline_payload
@@ -73,6 +78,7 @@ class BufferAnnouncement:
                 digest=message.digest,
                 key=transfer_key.from_protobuf(message.key),
                 inline_payload=message.inline_payload if is_inline else None,
+                attempt=message.attempt,
             )
 
 

@@ -148,20 +148,22 @@ class TransferKey(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., node_id: _Optional[str] = ..., list_index: _Optional[int] = ..., occurrence: _Optional[int] = ..., source: _Optional[int] = ...) -> None: ...
 
 class BufferAnnouncement(_message.Message):
-    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload")
+    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload", "attempt")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     INLINE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     size: int
     chunk_size: int
     digest: bytes
     key: TransferKey
     inline_payload: bytes
-    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ...) -> None: ...
+    attempt: int
+    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class BufferAccept(_message.Message):
     __slots__ = ("buffer_id",)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from comfy_cluster import wire
+from comfy_cluster import fastpath, wire
 from comfy_cluster.errors import LocalProtocolError, RemoteProtocolError
 from comfy_cluster.wire import messages_pb2 as pb
 
@@ -54,6 +54,7 @@ VALUES: list[Packable] = [
     INLINE,
     replace(ANNOUNCEMENT, size=0, chunk_size=0, inline_payload=b""),
     replace(ANNOUNCEMENT, size=0),
+    replace(ANNOUNCEMENT, attempt=2),
     wire.BufferAccept(1),
     wire.BufferDone((1 << 64) - 1),
     wire.BufferFailed(2, wire.FailureCode.CORRUPT, "digest differs"),
@@ -105,8 +106,10 @@ def test_value_survives_packing_and_parsing(value: Any) -> None:
         (ANNOUNCEMENT, {"size": -1}),
         (ANNOUNCEMENT, {"size": (1 << 40) + 1}),
         (ANNOUNCEMENT, {"chunk_size": 0}),
-        (ANNOUNCEMENT, {"chunk_size": 65_508}),
+        (ANNOUNCEMENT, {"chunk_size": 65_456}),
         (ANNOUNCEMENT, {"chunk_size": 1}),  # 2**40 chunks do not fit a u32
+        (ANNOUNCEMENT, {"attempt": 0}),
+        (ANNOUNCEMENT, {"attempt": 3}),
         (ANNOUNCEMENT, {"digest": b"short"}),
         (INLINE, {"size": 4}),
         (INLINE, {"chunk_size": 1}),
@@ -170,6 +173,13 @@ def test_longest_announcement_fits_one_message_packet() -> None:
     key = wire.TransferKey("j" * 255, "n" * 255, (1 << 32) - 1, (1 << 32) - 1, 65_534)
     announcement = replace(ANNOUNCEMENT, buffer_id=(1 << 64) - 1, key=key)
     assert len(replace(MESSAGE, payload=announcement.pack()).pack()) <= 1_168
+
+
+def test_largest_chunk_is_the_engine_s() -> None:
+    largest = fastpath.chunk_size_for(fastpath.MAX_PACKET_SIZE)
+    assert replace(ANNOUNCEMENT, chunk_size=largest).chunk_size == largest
+    with pytest.raises(LocalProtocolError):
+        replace(ANNOUNCEMENT, chunk_size=largest + 1)
 
 
 def test_longest_ack_and_announce_fit_one_message_packet() -> None:
