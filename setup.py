@@ -11,7 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError
+from setuptools.errors import BaseError, CCompilerError, FileError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build front end does not put the project on the path
@@ -46,14 +46,19 @@ class BuildFastpath(build_ext):  # type: ignore[misc]
 
     def build_extension(self, ext: Extension) -> None:
         ext.extra_compile_args = COMPILE_ARGS.get(self.compiler.compiler_type, [])
-        if engine_choice() is EngineChoice.REQUIRE_COMPILED:
-            ext.optional = False
-            super().build_extension(ext)
-            return
+        ext.optional = engine_choice() is not EngineChoice.REQUIRE_COMPILED
         try:
-            super().build_extension(ext)
+            self.compile(ext)
         except (CCompilerError, BaseError, CythonError) as error:
+            if not ext.optional:
+                raise
             print(FALLBACK_TEXT.format(error=error), file=sys.stderr)
+
+    def compile(self, ext: Extension) -> None:
+        missing = [source for source in ext.sources if not (ROOT / source).exists()]
+        if missing:
+            raise FileError(f"{', '.join(missing)} is missing")
+        super().build_extension(ext)
 
 
 def fastpath_extension() -> Extension:

@@ -23,7 +23,8 @@ from tests.layering import (
     unit_of,
 )
 
-# Imports the named modules, with all that is below a named folder of the package, in a process of its own, and tells what came along.
+# Imports the named modules, and all below a named folder of the package, in a process of its own;
+# tells what came along.
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
 for name in json.loads(sys.argv[1]):
