@@ -1,0 +1,195 @@
+"""Whatever the bytes are: a tensor or CorruptPayload, and memory in proportion to the input."""
+
+from __future__ import annotations
+
+import random
+import struct
+import tracemalloc
+import zlib
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comfy_cluster.codec import decode, encode
+from comfy_cluster.codec.png import SIGNATURE
+from comfy_cluster.errors import CorruptPayload
+
+examples = settings(max_examples=300, deadline=None, derandomize=True)
+MIB = 1 << 20
+# Bytes that Python and numpy may allocate for one byte of input, before anything is decoded.
+PARSE_FACTOR = 16
+
+
+def samples() -> list[bytes]:
+    tensors = [
+        torch.zeros(2, 40, 40, 3),
+        torch.arange(120, dtype=torch.uint8).reshape(1, 5, 8, 3),
+        torch.randn(3, 4, 5),
+        torch.tensor(True),
+        torch.empty(0, 3, dtype=torch.bfloat16),
+    ]
+    payloads = [encode(tensor, codec="png") for tensor in tensors]
+    return [payload.prefix + bytes(payload.body) for payload in payloads]
+
+
+SAMPLES = samples()
+
+
+def decode_or_refuse(data: bytes) -> None:
+    try:
+        tensor = decode(data)
+    except CorruptPayload as error:
+        assert str(error).startswith("corrupt payload: ")
+    else:
+        assert tensor.nbytes <= 2000 * len(data)
+
+
+@examples
+@given(st.binary(max_size=200))
+def test_random_bytes(data: bytes) -> None:
+    decode_or_refuse(data)
+
+
+@examples
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(),
+    lambda children: st.lists(children) | st.dictionaries(
+        st.sampled_from(["shape", "dtype", "data", "images", "compressed", "data_size", "pad"]),
+        children | st.sampled_from(["uint8", "float32", "bool"]),
+    ),
+    max_leaves=12,
+))  # fmt: skip
+def test_random_msgpack(value: object) -> None:
+    decode_or_refuse(msgpack.packb(value))
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_mutated_payloads(index: int, rng: random.Random) -> None:
+    valid = SAMPLES[index]
+    for _ in range(1500):
+        data = bytearray(valid)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            position = rng.randrange(len(data))
+            mutation = rng.randrange(4)
+            if mutation == 0:
+                data[position] = rng.randrange(256)
+            elif mutation == 1:
+                data[position] ^= 1 << rng.randrange(8)
+            elif mutation == 2:
+                del data[position : position + rng.choice([1, 1, 4, 50])]
+            else:
+                data[position:position] = rng.randbytes(rng.choice([1, 1, 4, 50]))
+            if not data:
+                break
+        decode_or_refuse(bytes(data))
+
+
+@pytest.mark.parametrize("index", range(len(SAMPLES)))
+def test_every_cut_and_every_addition_is_refused(index: int) -> None:
+    valid = SAMPLES[index]
+    decode(valid)
+    for size in range(len(valid)):
+        with pytest.raises(CorruptPayload):
+            decode(valid[:size])
+    with pytest.raises(CorruptPayload, match="1 bytes after the end"):
+        decode(valid + b"\x00")
+
+
+def png_of(width: int, height: int, compressed: bytes, *, extra: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"".join(
+        [SIGNATURE, chunk(b"IHDR", header), extra, chunk(b"IDAT", compressed), chunk(b"IEND", b"")]
+    )
+
+
+def image_payload(shape: list[int], image: bytes) -> bytes:
+    fields = {"shape": shape, "dtype": "float32", "images": [image], "compressed": True}
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+ZEROS = zlib.compress(bytes(20 * MIB), 9)
+EMPTY_CHUNK = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
+BOMBS = {
+    "deep arrays": b"\x91" * MIB,
+    "deep maps": b"\x81" * MIB,
+    "deep shape": b"\x81\xa5shape" + b"\x91" * MIB,
+    "array of 4 G": b"\x82\xa6images\xdd\xff\xff\xff\xff" + bytes(MIB),
+    "map of 4 G": b"\xdf\xff\xff\xff\xff" + bytes(MIB),
+    "empty maps": b"\x81\xa6images\xdd\x00\x10\x00\x00" + b"\x80" * MIB,
+    "empty images": b"\x81\xa6images\xdd" + struct.pack(">I", MIB // 2) + b"\xc4\x00" * (MIB // 2),
+    "most images": b"\x81\xa6images\xdd" + struct.pack(">I", MIB // 16) + b"\xc4\x00" * (MIB // 2),
+    "many keys": b"\xde\xff\xff" + b"\xa1a\x00" * 65535,
+    "long key": b"\x81\xdb\x7f\xff\xff\xff" + b"a" * MIB,
+    "terabytes of data": msgpack.packb(
+        {"shape": [1 << 40], "dtype": "float32", "compressed": False, "data_size": 1 << 42}
+    ),
+    "png larger than announced": image_payload([1, 4, 4, 3], png_of(30_000, 30_000, ZEROS)),
+    "png smaller than announced": image_payload([1, 30_000, 30_000, 3], png_of(4, 4, ZEROS)),
+    "png too small for itself": image_payload(
+        [1, 60_000, 60_000, 3], png_of(60_000, 60_000, ZEROS)
+    ),
+    "compressed text": image_payload(
+        [1, 4, 4, 3],
+        png_of(
+            4, 4, ZEROS, extra=struct.pack(">I", len(ZEROS) + 3) + b"zTXtk\0\0" + ZEROS + bytes(4)
+        ),
+    ),
+    "empty chunks": image_payload(
+        [1, 4, 4, 3], png_of(4, 4, b"", extra=EMPTY_CHUNK * (MIB // 12))
+    ),
+    "pickle": b"\x80\x04\x95" + bytes(100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_bomb_is_refused_with_little_memory(name: str) -> None:
+    data = memoryview(BOMBS[name])
+    with pytest.raises(CorruptPayload):
+        decode(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptPayload):
+            decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < PARSE_FACTOR * len(data) + 64 * 1024
+
+
+def test_data_beyond_the_image_are_not_inflated() -> None:
+    """20 MiB of zeros follow a 4 x 4 image in its compressed stream: only the image is made."""
+    data = image_payload([1, 4, 4, 3], png_of(4, 4, ZEROS))
+    tracemalloc.start()
+    try:
+        assert not decode(data).any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < MIB
+
+
+def test_decoding_leaves_no_memory_behind() -> None:
+    image = torch.from_numpy(np.indices((200, 200)).sum(0).astype(np.uint8))
+    payload = encode(image, codec="png")
+    data = payload.prefix + bytes(payload.body)
+    decode(data)
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            decode(data)
+            with pytest.raises(CorruptPayload):
+                decode(data[:-1])
+        current, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert current < 100_000
