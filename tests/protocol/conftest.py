@@ -1,0 +1,5 @@
+"""Fixtures of the whole-core tests."""
+
+from tests.engines import both_engines, engine
+
+__all__ = ["both_engines", "engine"]
