@@ -11,8 +11,7 @@ How it works: a `concurrent.futures.Future` holds the outcome, and only ever the
 `CancelledError`s: one that leaks out of a node as `asyncio.CancelledError` kills ComfyUI's prompt
 worker. The first outcome wins; later ones are refused with False, so that an owner who comes too
 late knows that nobody will take what it brings. Handles hold tensors of hundreds of megabytes, so
-nothing here forms a reference cycle once there is an outcome: callbacks are dropped when they were
-called, and frames let go of what an exception's traceback would keep alive.
+nothing here forms a reference cycle around a result: callbacks are dropped once they were called.
 """
 
 from __future__ import annotations
@@ -82,14 +81,10 @@ class Handle(Generic[T]):
 
         TransferTimeout: none yet. The work goes on, and the result may be asked for again.
         """
-        try:
-            error = self.exception(timeout)
-            if error is not None:
-                raise error
-            return self._future.result()
-        finally:
-            error = None
-            del self
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._future.result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Waits like `result`, and returns the error, or None if there is a result."""
@@ -101,8 +96,12 @@ class Handle(Generic[T]):
 
     def cancel(self, reason: str = "cancelled by this instance") -> bool:
         """Gives the work up; who waits gets TransferCancelled. False: there was an outcome."""
+        return self.abandon(TransferCancelled(f"{self.description}: {reason}"))
+
+    def abandon(self, error: BaseException) -> bool:
+        """Like `cancel`, with an error that tells who waits why it was given up."""
         on_cancel = self._on_cancel
-        if not self.set_exception(TransferCancelled(f"{self.description}: {reason}")):
+        if not self.set_exception(error):
             return False
         if on_cancel is not None:
             on_cancel()
@@ -137,7 +136,6 @@ class Handle(Generic[T]):
             return self.result()
         finally:
             self._remove_done_callback(wake)
-            del self
 
     def _remove_done_callback(self, fn: Callable[[Handle[T]], None]) -> None:
         with self._lock, contextlib.suppress(ValueError):
@@ -279,5 +277,3 @@ def _run(
         target.set_exception(error)
     else:
         deliver(outcome)
-    finally:
-        del fn, value, target, deliver

@@ -1,0 +1,328 @@
+"""`Cluster`: this instance as a member of its cluster; what the layers above call.
+
+It puts membership, state, jobs and collectives together; it opens no socket and encodes nothing
+itself. A cluster of one has no transport, starts no thread, and its collectives return their input.
+
+How threads meet here: callers come from any thread; the transport's control thread calls
+`_on_peer_event`; the codec threads run codec work. The state machine, membership, jobs and budget
+have a lock of their own each, held for a moment, and no handle completes while one is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Collection, Iterator
+from types import TracebackType
+
+import torch
+
+from comfy_cluster.cluster.budget import ByteBudget
+from comfy_cluster.cluster.codec_pool import CodecPool
+from comfy_cluster.cluster.collectives import LEADER, Collectives, required
+from comfy_cluster.cluster.info import ClusterInfo, PeerSummary
+from comfy_cluster.cluster.jobs import Jobs
+from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.cluster.membership import Membership
+from comfy_cluster.cluster.payloads import Payloads
+from comfy_cluster.cluster.ports import PeerEvent, PeerView, Transport
+from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
+from comfy_cluster.config import ClusterConfig, role_of
+from comfy_cluster.discovery.base import Address, Discovery
+from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
+from comfy_cluster.protocol.events import PeerConnected, PeerLost
+from comfy_cluster.transport.handle import Handle
+
+logger = logging.getLogger("comfy_cluster.cluster")
+
+LARGEST_CODEC_THREAD_COUNT = 4  # PNG gains no more; ComfyUI needs the other cores
+CODEC_CLOSE_TIMEOUT = 1.0  # seconds; an image that is being encoded cannot be interrupted
+
+
+class Cluster:
+    """One instance and its collectives. Thread-safe; also a context manager (start, close)."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        transport: Transport | None = None,
+        discovery: Discovery | None = None,
+        *,
+        engine_name: str = "none",
+    ) -> None:
+        """`transport` and `discovery` are needed by, and only by, clusters of two and more."""
+        if not config.is_single and (transport is None or discovery is None):
+            raise LocalProtocolError("a cluster of several instances needs transport and discovery")
+        self.config = config
+        self._engine_name = engine_name
+        self._transport = transport
+        self._discovery = discovery
+        self._state = StateMachine()
+        self._membership = Membership(config)
+        self._jobs = Jobs()
+        self._running_jobs: set[str] = set()
+        self._running_lock = threading.Lock()
+        self._is_closed = False
+        self._pool = CodecPool(min(LARGEST_CODEC_THREAD_COUNT, os.cpu_count() or 1))
+        self._collectives = None if transport is None else self._make_collectives(transport)
+
+    def _make_collectives(self, transport: Transport) -> Collectives:
+        # One half of the budget is for payloads going out, the other for those coming in: two
+        # instances that wait for each other's memory would wait for ever.
+        budget = ByteBudget(self.config.memory_budget // 2)
+        payloads = Payloads(self.config, transport, executor=self._pool, budget=budget)
+        return Collectives(
+            self.config.instance_index,
+            self.config.instance_count,
+            payloads=payloads,
+            jobs=self._jobs,
+            membership=self._membership,
+            executor=self._pool,
+        )
+
+    # Life.
+
+    def start(self) -> None:
+        """Starts transport and discovery, and returns at once: see `wait_until_ready`.
+
+        Raises what keeps it from starting (such as an address that is in use); then it is closed.
+        """
+        self._state.handle(InstanceInput.STARTED)
+        self._membership.ready.add_done_callback(self._on_ready)
+        if self._transport is None or self._discovery is None:
+            return
+        try:
+            self._transport.add_peer_listener(self._on_peer_event)
+            self._transport.start()
+            self._discovery.start(self._on_member)
+        except BaseException:
+            self._state.handle(InstanceInput.FAILED)
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the cluster; every handle that is waited for fails. Twice is fine."""
+        self._is_closed = True
+        reason = "the cluster was closed on this instance"
+        self._jobs.close(reason)
+        self._membership.ready.cancel(reason)
+        if self._discovery is not None:
+            self._discovery.close()
+        if self._transport is not None:
+            self._transport.close()
+        self._pool.close(CODEC_CLOSE_TIMEOUT)
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def instance_index(self) -> int:
+        return self.config.instance_index
+
+    @property
+    def instance_count(self) -> int:
+        return self.config.instance_count
+
+    @property
+    def is_leader(self) -> bool:
+        return self.config.is_leader
+
+    @property
+    def state(self) -> InstanceState:
+        return self._state.state
+
+    @property
+    def ready(self) -> Handle[None]:
+        """Done once MIN_INSTANCES are connected."""
+        return self._membership.ready
+
+    def wait_until_ready(self, timeout: float | None = None) -> None:
+        """Blocks until MIN_INSTANCES are connected, up to `timeout` seconds.
+
+        DiscoveryError: they are not; the text names those that are missing.
+        """
+        try:
+            self.ready.result(timeout)
+        except TransferTimeout:
+            troubles = self._discovery.troubles() if self._discovery is not None else {}
+            text = self._membership.missing_text(troubles)
+            raise DiscoveryError(f"Not ready after {timeout:g} s. {text}") from None
+
+    # Jobs.
+
+    @contextlib.contextmanager
+    def job(self, job_id: str) -> Iterator[None]:
+        """While it is open the instance is EXECUTING; at its end, what is left of the job ends.
+
+        A job id is used once in the life of a cluster. LocalProtocolError: not ready, or failed.
+        """
+        self._begin_job(job_id)
+        try:
+            yield
+        finally:
+            try:
+                self.end_job(job_id)
+            finally:
+                self._leave_job(job_id)
+
+    def end_job(self, job_id: str) -> None:
+        """Cancels what is left of a job here, and drops what peers still send for it."""
+        self._jobs.end(job_id)
+        if self._transport is not None and not self._is_closed:
+            self._transport.end_job(job_id)
+
+    def _begin_job(self, job_id: str) -> None:
+        with self._running_lock:
+            if job_id in self._running_jobs:
+                raise LocalProtocolError(f"job {job_id!r} is under way on this instance already")
+            if not self._running_jobs:
+                self._state.handle(InstanceInput.JOB_BEGAN)
+            self._running_jobs.add(job_id)
+
+    def _leave_job(self, job_id: str) -> None:
+        with self._running_lock:
+            self._running_jobs.discard(job_id)
+            if not self._running_jobs:
+                self._state.handle(InstanceInput.JOB_ENDED)
+
+    # Collectives.
+
+    def broadcast(
+        self,
+        key: CollectiveKey,
+        tensor: torch.Tensor | None = None,
+        *,
+        source: int = LEADER,
+        is_image: bool = False,
+    ) -> Handle[torch.Tensor]:
+        """The tensor of instance `source`, on every instance.
+
+        The others pass None; what they pass is not looked at. At the source the handle is done when
+        every peer has the tensor, which must not be changed in place before. `is_image`: it is an
+        image or mask, and may travel as 8-bit levels where IMAGE_PRECISION allows it.
+
+        Here and below, the handle fails with PeerLost, TransferTimeout, CorruptPayload or
+        UnsupportedTensor, whose text names the collective and the instance.
+        """
+        collectives = self._open_collectives()
+        if collectives is None:
+            return Handle.completed(required(tensor, "a broadcast"))
+        return collectives.broadcast(key, tensor, source=source, is_image=is_image)
+
+    def fan_out(
+        self, key: CollectiveKey, batch: torch.Tensor | None = None, *, is_image: bool = False
+    ) -> Handle[torch.Tensor]:
+        """This instance's slice of the leader's batch, cut evenly along dim 0.
+
+        Followers pass None. An instance without items gets shape [0, ...]. The leader's slice is a
+        view of `batch`, and its handle is done when every follower has its own slice.
+        """
+        collectives = self._open_collectives()
+        if collectives is None:
+            return Handle.completed(required(batch, "a fan-out"))
+        return collectives.fan_out(key, batch, is_image=is_image)
+
+    def fan_in(
+        self,
+        key: CollectiveKey,
+        part: torch.Tensor | None,
+        *,
+        sources: Collection[int] | None = None,
+        is_image: bool = False,
+    ) -> Handle[torch.Tensor]:
+        """On the leader all parts joined along dim 0, in instance order; elsewhere the own part.
+
+        `sources`: the instances whose parts are joined, and nobody else's is waited for; the same
+        on every instance. A follower's handle is done when the leader has its part.
+        """
+        collectives = self._open_collectives()
+        if collectives is None:
+            return Handle.completed(required(part, "a fan-in"))
+        return collectives.fan_in(key, part, sources=sources, is_image=is_image)
+
+    def all_gather(
+        self, key: CollectiveKey, tensor: torch.Tensor, *, is_image: bool = False
+    ) -> Handle[list[torch.Tensor]]:
+        """On every instance a list with each instance's tensor, in instance order.
+
+        Shapes and dtypes may differ. Done when all are here, and this one's is everywhere.
+        """
+        collectives = self._open_collectives()
+        if collectives is None:
+            return Handle.completed([required(tensor, "an all-gather")])
+        return collectives.all_gather(key, tensor, is_image=is_image)
+
+    def _open_collectives(self) -> Collectives | None:
+        """None: a cluster of one. LocalProtocolError: not started, or closed."""
+        if self._collectives is not None and self.state is InstanceState.INITIALIZE:
+            raise LocalProtocolError("the cluster was not started: call start() first")
+        if self._is_closed:
+            raise LocalProtocolError("the cluster is closed on this instance")
+        return self._collectives
+
+    # Views.
+
+    def info(self) -> ClusterInfo:
+        """What a user is shown: settings, state, peers, counters."""
+        transport = self._transport
+        config = self.config
+        return ClusterInfo(
+            instance_index=config.instance_index,
+            instance_count=config.instance_count,
+            min_instances=config.min_instances,
+            connected_count=self._membership.connected_count,
+            role=config.role,
+            state=self.state,
+            registration_mode=config.registration_mode,
+            cluster_id=config.cluster_id,
+            engine=self._engine_name,
+            peers=() if transport is None else tuple(map(_peer_summary, transport.peers())),
+            stats={} if transport is None else dict(transport.stats()),
+        )
+
+    # Called by the layers below.
+
+    def _on_member(self, peer: int, address: Address) -> None:
+        self._membership.set_place(peer, address)
+        if self._transport is not None:
+            self._transport.add_member(peer, address)
+
+    def _on_peer_event(self, event: PeerEvent) -> None:
+        """On the control thread: nothing here blocks."""
+        self._membership.handle_event(event)
+        if isinstance(event, PeerLost):
+            self._jobs.on_peer_lost(event.peer, event.reason)
+        if self._discovery is None:
+            return
+        if isinstance(event, PeerConnected):
+            self._discovery.on_peer_connected(event.peer)
+        elif isinstance(event, PeerLost):
+            self._discovery.on_peer_lost(event.peer)
+
+    def _on_ready(self, ready: Handle[None]) -> None:
+        if ready.exception() is None:
+            self._state.handle(InstanceInput.ENOUGH_CONNECTED)
+
+
+def _peer_summary(peer: PeerView) -> PeerSummary:
+    address = "unknown" if peer.address is None else f"{peer.address[0]}:{peer.address[1]}"
+    return PeerSummary(
+        instance_index=peer.index,
+        role=role_of(peer.index),
+        address=address,
+        is_connected=peer.is_connected,
+        rtt=peer.rtt,
+        bytes_sent=peer.bytes_sent,
+        bytes_received=peer.bytes_received,
+    )

@@ -1,0 +1,70 @@
+"""The threads that encode and decode: few, started when needed, named, and daemons.
+
+Not a `concurrent.futures.ThreadPoolExecutor`: the interpreter joins that one's threads before any
+atexit function runs, so an exit would wait for every encoding that is still queued.
+Used by `Cluster` alone; knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class CodecPool:
+    """Runs functions on up to `thread_count` threads, first come, first served. Thread-safe."""
+
+    def __init__(self, thread_count: int) -> None:
+        self._thread_count = thread_count
+        self._threads: list[threading.Thread] = []
+        self._idle_count = 0
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def thread_count(self) -> int:
+        """Threads that were started so far."""
+        return len(self._threads)
+
+    def submit(self, fn: Callable[[], None], /) -> None:
+        """Runs `fn`, which must not raise, on a thread of the pool. RuntimeError: it is closed."""
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the codec threads are closed")
+            self._tasks.append(fn)
+            if len(self._tasks) > self._idle_count and len(self._threads) < self._thread_count:
+                self._start_thread()
+            self._changed.notify()
+
+    def close(self, timeout: float) -> None:
+        """Drops what has not begun and waits for the rest, up to `timeout` seconds in all."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._is_closed = True
+            self._tasks.clear()
+            self._changed.notify_all()
+            threads = [each for each in self._threads if each is not threading.current_thread()]
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _start_thread(self) -> None:
+        name = f"comfy-cluster-codec-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (task := self._next_task()) is not None:
+            task()
+            del task  # or the last payload would stay alive while this thread is idle
+
+    def _next_task(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._idle_count += 1
+            while not self._tasks and not self._is_closed:
+                self._changed.wait()
+            self._idle_count -= 1
+            return self._tasks.popleft() if self._tasks else None

@@ -1,0 +1,174 @@
+"""The four collectives: broadcast, fan-out, fan-in, all-gather.
+
+Used by `Cluster`. Every instance calls the same collective with the same key, in any order and any
+number at once; each call returns a handle at once. How tensors travel is in `payloads.py`, who
+is lost in `jobs.py`. A cluster of one never comes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from comfy_cluster import batches
+from comfy_cluster.cluster.jobs import Jobs
+from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.cluster.membership import Membership
+from comfy_cluster.cluster.payloads import Payloads
+from comfy_cluster.errors import LocalProtocolError, WorkflowError
+from comfy_cluster.transport.handle import Executor, Handle, all_of
+from comfy_cluster.wire import MessageType
+
+LEADER = 0  # spec.md section 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One collective as this instance was asked for it."""
+
+    name: str
+    message_type: MessageType
+    key: CollectiveKey
+    is_image: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.key})"
+
+
+class Collectives:
+    """Runs collectives for one instance of several. Thread-safe; no method blocks."""
+
+    def __init__(
+        self,
+        instance_index: int,
+        instance_count: int,
+        *,
+        payloads: Payloads,
+        jobs: Jobs,
+        membership: Membership,
+        executor: Executor,
+    ) -> None:
+        self._own_index = instance_index
+        self._count = instance_count
+        self._payloads = payloads
+        self._jobs = jobs
+        self._membership = membership
+        self._executor = executor
+
+    def broadcast(
+        self, key: CollectiveKey, tensor: torch.Tensor | None, *, source: int, is_image: bool
+    ) -> Handle[torch.Tensor]:
+        """See `Cluster.broadcast`."""
+        call = _Call("broadcast", MessageType.DISTRIBUTE_BUFFER_BROADCAST, key, is_image)
+        self._check_instances([source])
+        if source != self._own_index:
+            return self._receive(call, source)
+        own = required(tensor, f"the source of the {call}")
+        return self._send(call, own, self._peers()).then(lambda _: own)
+
+    def fan_out(
+        self, key: CollectiveKey, batch: torch.Tensor | None, *, is_image: bool
+    ) -> Handle[torch.Tensor]:
+        """See `Cluster.fan_out`."""
+        call = _Call("fan-out", MessageType.DISTRIBUTE_BUFFER_FANOUT, key, is_image)
+        if self._own_index != LEADER:
+            return self._receive(call, LEADER)
+        slices = batches.split(required(batch, f"the leader of the {call}"), self._count)
+        sent = [self._send(call, slices[peer], [peer]) for peer in self._peers()]
+        return all_of(sent, str(call)).then(lambda _: slices[LEADER])
+
+    def fan_in(
+        self,
+        key: CollectiveKey,
+        part: torch.Tensor | None,
+        *,
+        sources: Collection[int] | None,
+        is_image: bool,
+    ) -> Handle[torch.Tensor]:
+        """See `Cluster.fan_in`."""
+        call = _Call("fan-in", MessageType.DISTRIBUTE_BUFFER_FANIN, key, is_image)
+        wanted = sorted(range(self._count) if sources is None else set(sources))
+        self._check_instances(wanted)
+        if not wanted:
+            raise LocalProtocolError(f"the {call} needs at least one source")
+        if self._own_index == LEADER:
+            own = required(part, f"the leader in the {call}") if LEADER in wanted else None
+            parts = self._receive_parts(call, own, wanted)
+            return parts.then(lambda received: _join(call, wanted, received), self._executor)
+        own = required(part, f"a follower in the {call}")
+        if self._own_index not in wanted:
+            return Handle.completed(own, str(call))
+        return self._send(call, own, [LEADER]).then(lambda _: own)
+
+    def all_gather(
+        self, key: CollectiveKey, tensor: torch.Tensor, *, is_image: bool
+    ) -> Handle[list[torch.Tensor]]:
+        """See `Cluster.all_gather`."""
+        call = _Call("all-gather", MessageType.DISTRIBUTE_BUFFER_GATHER, key, is_image)
+        own = required(tensor, f"every instance in the {call}")
+        received = self._receive_parts(call, own, range(self._count))
+        both: Handle[list[Any]] = all_of(
+            [received, self._send(call, own, self._peers())], str(call)
+        )
+        return both.then(lambda results: list(results[0]))
+
+    def _receive_parts(
+        self, call: _Call, own: torch.Tensor | None, sources: Iterable[int]
+    ) -> Handle[list[torch.Tensor]]:
+        """The tensors of `sources`, in their order; this instance's own is `own`."""
+        parts = [
+            Handle.completed(own)
+            if source == self._own_index and own is not None
+            else self._receive(call, source)
+            for source in sources
+        ]
+        return all_of(parts, str(call))
+
+    def _receive(self, call: _Call, source: int) -> Handle[torch.Tensor]:
+        handle = self._payloads.receive(call.key.from_source(source), peer=source)
+        handle.description = f"{call} from instance {source}"
+        self._jobs.track(call.key.job_id, handle, peers=frozenset({source}))
+        self._membership.limit_wait(source, handle)
+        return handle
+
+    def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
+        handle = self._payloads.send(
+            tensor,
+            peers,
+            key=call.key.from_source(self._own_index),
+            message_type=call.message_type,
+            is_image=call.is_image,
+        )
+        handle.description = f"{call} to instance {', '.join(map(str, peers))}"
+        self._jobs.track(call.key.job_id, handle, peers=frozenset(peers))
+        return handle
+
+    def _peers(self) -> list[int]:
+        return [each for each in range(self._count) if each != self._own_index]
+
+    def _check_instances(self, instances: Iterable[int]) -> None:
+        for instance in instances:
+            if not 0 <= instance < self._count:
+                raise LocalProtocolError(
+                    f"there is no instance {instance} in a cluster of {self._count}"
+                )
+
+
+def _join(call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:
+    try:
+        return batches.concat(parts)
+    except WorkflowError as error:
+        names = ", ".join(map(str, sources))
+        raise WorkflowError(
+            f"{call}: {error} (parts of instances {names}, counted from 0)"
+        ) from error
+
+
+def required(tensor: torch.Tensor | None, whom: str) -> torch.Tensor:
+    """The tensor, or LocalProtocolError: `whom` must bring one."""
+    if tensor is None:
+        raise LocalProtocolError(f"{whom} needs a tensor, and got None")
+    return tensor

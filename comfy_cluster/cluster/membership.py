@@ -1,0 +1,133 @@
+"""Who is connected: counts the instances, says when there are enough, and logs who comes and goes.
+
+Told of events by the transport's control thread, read by any thread. It finds nobody itself
+(discovery/ does) and decides nothing about jobs (`jobs.py` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_cluster.cluster.ports import PeerEvent
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.discovery.base import Address
+from comfy_cluster.errors import TransferTimeout
+from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused
+from comfy_cluster.transport.handle import Handle
+
+logger = logging.getLogger("comfy_cluster.cluster")
+
+
+class Membership:
+    """The instances of the cluster and which of them are connected. Thread-safe."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._count = config.instance_count
+        self._min_instances = config.min_instances
+        # As long as the transport tries to reach a peer for a message.
+        self._connect_timeout = (1 + config.max_retries) * config.ack_timeout
+        self._places: dict[int, str] = {}
+        self._connected: set[int] = {config.instance_index}
+        self._refused: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self.ready: Handle[None] = Handle("waiting for the other instances")
+        """Done once MIN_INSTANCES are connected; it stays done when some are lost."""
+        self._check_ready()
+
+    @property
+    def connected_count(self) -> int:
+        """Connected instances, this one included."""
+        return len(self._connected)
+
+    def is_connected(self, instance: int) -> bool:
+        return instance in self._connected
+
+    def summary(self) -> str:
+        """`Connected: 3/4 instances`."""
+        return f"Connected: {self.connected_count}/{self._count} instances"
+
+    def set_place(self, peer: int, address: Address) -> None:
+        """Where `peer` may be reached, for texts."""
+        with self._lock:
+            self._places[peer] = _place_text(address)
+
+    def handle_event(self, event: PeerEvent) -> None:
+        """Takes in what the transport reports, and logs it."""
+        if isinstance(event, PeerConnected):
+            self._on_connected(event)
+        elif isinstance(event, PeerLost):
+            self._on_lost(event)
+        elif isinstance(event, PeerRefused):
+            self._on_refused(event)
+
+    def missing_text(self, troubles: Mapping[int, str]) -> str:
+        """Which instances are not connected, and why if that is known here or in `troubles`."""
+        with self._lock:
+            missing = [each for each in range(self._count) if each not in self._connected]
+            reasons = {**troubles, **self._refused}
+        named = [
+            self._name(each) + (f" [{reasons[each]}]" if each in reasons else "")
+            for each in missing
+        ]
+        return (
+            f"{self.summary()}, {self._min_instances} are needed; missing: {', '.join(named)}. "
+            "Is each of them running, with the same settings, and can its UDP port be reached?"
+        )
+
+    def limit_wait(self, peer: int, handle: Handle[Any]) -> None:
+        """Ends `handle` if `peer` is not connected, and is not either after the time for that."""
+        if self.is_connected(peer) or handle.done():
+            return
+
+        def give_up() -> None:
+            if not self.is_connected(peer):
+                text = f"{handle.description}: {self._name(peer)} did not connect within"
+                advice = "is it running, and can its UDP port be reached?"
+                error = TransferTimeout(f"{text} {self._connect_timeout:g} s: {advice}", peer=peer)
+                handle.abandon(error)
+
+        timer = threading.Timer(self._connect_timeout, give_up)
+        timer.name = "comfy-cluster-connect-limit"
+        timer.daemon = True
+        timer.start()
+        handle.add_done_callback(lambda _: timer.cancel())
+
+    def _on_connected(self, event: PeerConnected) -> None:
+        with self._lock:
+            self._connected.add(event.peer)
+            self._refused.pop(event.peer, None)
+            self._places[event.peer] = _place_text(event.address)
+        logger.info("= %s is connected. %s", self._name(event.peer), self.summary())
+        if self.connected_count == self._count:
+            logger.info("All instances registered. %s", self.summary())
+        self._check_ready()
+
+    def _on_lost(self, event: PeerLost) -> None:
+        with self._lock:
+            self._connected.discard(event.peer)
+        name = self._name(event.peer)
+        if event.reason.startswith("silent"):
+            logger.warning("Instance timeout: %s is %s. %s", name, event.reason, self.summary())
+        else:
+            logger.warning("! %s was lost: %s. %s", name, event.reason, self.summary())
+
+    def _on_refused(self, event: PeerRefused) -> None:
+        with self._lock:
+            self._refused[event.peer] = event.reason
+        logger.warning("! %s is refused: %s", self._name(event.peer), event.reason)
+
+    def _check_ready(self) -> None:
+        if self.connected_count >= self._min_instances:
+            self.ready.set_result(None)
+
+    def _name(self, peer: int) -> str:
+        place = self._places.get(peer)
+        return f"instance {peer} ({place})" if place else f"instance {peer}"
+
+
+def _place_text(address: Address) -> str:
+    hostname, port = address
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"

@@ -1,0 +1,127 @@
+"""Tensors out to peers and in from peers: encoding and decoding around one transfer each.
+
+Used by the collectives. Knows no collective: it is told the key, the peers and the message type.
+
+How it works: nothing is encoded before its turn in a byte budget, so that ten queued batches do not
+hold ten encoded copies. What costs no memory (the raw form of a contiguous tensor *is* the tensor)
+waits for nobody. Codec work runs on the codec pool, one piece after the other starts when a handle
+completes, and no thread ever waits for another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+
+from comfy_cluster import codec
+from comfy_cluster.cluster.budget import Admission, ByteBudget
+from comfy_cluster.cluster.ports import ReceivedBuffer, Transport
+from comfy_cluster.codec import EncodedPayload
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.errors import CorruptPayload
+from comfy_cluster.transport.handle import Executor, Handle, all_of
+from comfy_cluster.wire import MessageType, TransferKey
+
+# Decoded tensors may be larger than their payloads; of the default budget (a quarter of the RAM)
+# this is the whole RAM. It bounds what a few bytes from the network can make us allocate.
+DECODED_SIZE_FACTOR = 4
+
+
+class Payloads:
+    """Sends tensors and receives tensors. Thread-safe; no method blocks."""
+
+    def __init__(
+        self, config: ClusterConfig, transport: Transport, *, executor: Executor, budget: ByteBudget
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._executor = executor
+        self._budget = budget
+
+    def send(
+        self,
+        tensor: torch.Tensor,
+        peers: Collection[int],
+        *,
+        key: TransferKey,
+        message_type: MessageType,
+        is_image: bool,
+    ) -> Handle[None]:
+        """Encodes once and sends to all `peers` at the same time; done when each has it.
+
+        `tensor` must not be changed in place before that.
+        """
+        if not peers:
+            return Handle.completed(None)
+
+        def send_encoded(payload: EncodedPayload) -> Handle[list[None]]:
+            return all_of(
+                [
+                    self._transport.send_buffer(peer, key, payload, message_type=message_type)
+                    for peer in sorted(peers)
+                ]
+            )
+
+        def begin(admission: Admission) -> Handle[list[None]]:
+            def encode(tensor: torch.Tensor) -> EncodedPayload:
+                return self._encode(tensor, admission, is_image=is_image)
+
+            encoded = Handle.completed(tensor).then(encode, self._executor)
+            sent = encoded.and_then(send_encoded)
+            sent.add_done_callback(lambda _: admission.release())
+            return sent
+
+        cost = encoding_cost(tensor, codec_name=str(self._config.codec))
+        return self._budget.admit(cost).and_then(begin).then(_nothing)
+
+    def receive(self, key: TransferKey, *, peer: int) -> Handle[torch.Tensor]:
+        """The tensor that `peer` sends under `key`."""
+
+        def decode(received: ReceivedBuffer) -> torch.Tensor:
+            try:
+                return self._decode(received.data)
+            except CorruptPayload as error:
+                raise CorruptPayload(f"from instance {peer}: {error}") from error
+            finally:
+                received.release()
+
+        return self._transport.receive_buffer(key, peer=peer).then(decode, self._executor)
+
+    def _encode(
+        self, tensor: torch.Tensor, admission: Admission, *, is_image: bool
+    ) -> EncodedPayload:
+        payload = codec.encode(
+            tensor,
+            codec=str(self._config.codec),
+            precision=str(self._config.image_precision),
+            is_image=is_image,
+        )
+        admission.shrink_to(0 if _shares_memory(payload, tensor) else payload.size)
+        return payload
+
+    def _decode(self, data: memoryview) -> torch.Tensor:
+        size_limit = DECODED_SIZE_FACTOR * self._config.memory_budget
+        return codec.decode(data, size_limit=size_limit)
+
+
+def encoding_cost(tensor: torch.Tensor, *, codec_name: str) -> int:
+    """Bytes that encoding may take beside the tensor itself: an estimate, made before it begins."""
+    is_plain = tensor.device.type == "cpu" and tensor.is_contiguous()
+    copied = 0 if is_plain else tensor.nbytes
+    may_be_image = tensor.dtype == torch.uint8 or tensor.is_floating_point()
+    if codec_name == "raw" or not may_be_image or tensor.ndim not in (2, 3, 4):
+        return copied
+    return copied + tensor.numel()  # a byte for each value; PNG makes noise hardly larger
+
+
+def _shares_memory(payload: EncodedPayload, tensor: torch.Tensor) -> bool:
+    if payload.codec != "raw" or tensor.device.type != "cpu":
+        return False
+    return int(np.frombuffer(payload.body, np.uint8).ctypes.data) == tensor.data_ptr()
+
+
+def _nothing(_: Any) -> None:
+    """The result of a send: that it is done."""

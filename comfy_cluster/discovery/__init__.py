@@ -1,0 +1,8 @@
+"""How instances find each other's addresses. Called by the composition root and `cluster/`."""
+
+from __future__ import annotations
+
+from comfy_cluster.discovery.base import Address, Discovery, MemberListener
+from comfy_cluster.discovery.static import StaticDiscovery
+
+__all__ = ["Address", "Discovery", "MemberListener", "StaticDiscovery"]

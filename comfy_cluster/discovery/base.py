@@ -1,0 +1,37 @@
+"""What every way of finding the other instances offers to the cluster.
+
+Used by `cluster/`; each mode (static, broadcast, stun) is a module of its own beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+Address = tuple[str, int]
+"""IP literal and UDP port."""
+
+MemberListener = Callable[[int, Address], None]
+
+
+class Discovery(Protocol):
+    """Finds out at which address each peer may be reached; whether it *is* reached, others tell.
+
+    Calls `on_member(peer, address)` from any thread, again whenever an address changes. All methods
+    return at once. Closing twice is fine.
+    """
+
+    def start(self, on_member: MemberListener) -> None:
+        """Starts looking. DiscoveryError: it cannot even begin."""
+
+    def on_peer_connected(self, peer: int) -> None:
+        """`peer` is reached: nobody needs to look for it any more."""
+
+    def on_peer_lost(self, peer: int) -> None:
+        """`peer` was lost: it may come back under another address."""
+
+    def troubles(self) -> Mapping[int, str]:
+        """By peer: what keeps its address from being found, in words for the user."""
+
+    def close(self) -> None:
+        """Stops looking."""

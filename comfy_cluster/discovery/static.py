@@ -1,0 +1,177 @@
+"""Static membership: the addresses are those of COMFY_CLUSTER_UDP_HOSTNAMES, in index order.
+
+How it works: entries that are IP literals are reported by `start` itself. Names are looked up on a
+thread of their own, because a name server that is silent blocks for seconds; a container's name
+may not exist yet when its neighbour starts, and may stand for another address after a restart. So a
+name is looked up again, at growing intervals, for as long as its instance is not connected. With
+all of them connected the thread sleeps.
+
+It sends nothing to anybody: whether an instance answers is found out by the transport.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from comfy_cluster.discovery.base import Address, MemberListener
+
+logger = logging.getLogger("comfy_cluster.discovery")
+
+FIRST_RETRY_DELAY = 0.5  # seconds until a name is looked up for the second time; then it doubles
+LARGEST_RETRY_DELAY = 30.0  # seconds; name servers cache failures for about as long
+CLOSE_TIMEOUT = 0.2  # seconds; a lookup under way cannot be interrupted, and its thread is a daemon
+
+Resolver = Callable[[str, int], Address]
+
+
+@dataclass(slots=True)
+class _Search:
+    """A name whose instance is not connected."""
+
+    look_up_at: float
+    delay: float
+
+
+class StaticDiscovery:
+    """Looks up the entries of a fixed list. Thread-safe."""
+
+    def __init__(
+        self,
+        entries: Sequence[tuple[str, int]],
+        instance_index: int,
+        *,
+        resolve: Resolver | None = None,
+        retry_delay: float = FIRST_RETRY_DELAY,
+    ) -> None:
+        """`entries`: (host name or IP literal, port) of every instance, this one included."""
+        self._entries = list(entries)
+        self._instance_index = instance_index
+        self._resolve = resolve or resolve_ipv4
+        self._retry_delay = retry_delay
+        self._on_member: MemberListener = _ignore_member
+        self._known: dict[int, Address] = {}
+        self._searches: dict[int, _Search] = {}
+        self._troubles: dict[int, str] = {}
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def start(self, on_member: MemberListener) -> None:
+        """Reports the IP literals, and starts looking up the names."""
+        self._on_member = on_member
+        for peer, (hostname, port) in self._entries_of_peers():
+            if _is_ip_literal(hostname):
+                self._report(peer, (hostname, port))
+            else:
+                self._searches[peer] = _Search(time.monotonic(), self._retry_delay)
+        if self._searches:
+            self._thread = threading.Thread(
+                target=self._look_up_names, name="comfy-cluster-discovery", daemon=True
+            )
+            self._thread.start()
+
+    def on_peer_connected(self, peer: int) -> None:
+        with self._changed:
+            self._searches.pop(peer, None)
+
+    def on_peer_lost(self, peer: int) -> None:
+        if _is_ip_literal(self._entries[peer][0]):
+            return
+        with self._changed:
+            self._searches[peer] = _Search(time.monotonic(), self._retry_delay)
+            self._changed.notify_all()
+
+    def troubles(self) -> dict[int, str]:
+        with self._changed:
+            return dict(self._troubles)
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_TIMEOUT)
+
+    def _entries_of_peers(self) -> list[tuple[int, tuple[str, int]]]:
+        numbered = enumerate(self._entries)
+        return [(peer, entry) for peer, entry in numbered if peer != self._instance_index]
+
+    def _look_up_names(self) -> None:
+        while (peer := self._next_due()) is not None:
+            hostname, port = self._entries[peer]
+            try:
+                address = self._resolve(hostname, port)
+            except OSError as error:
+                self._on_lookup_failed(peer, error)
+            else:
+                self._report(peer, address)
+
+    def _next_due(self) -> int | None:
+        """Waits for the next name to look up; None: closed."""
+        with self._changed:
+            while not self._is_closed:
+                now = time.monotonic()
+                due = [peer for peer, each in self._searches.items() if each.look_up_at <= now]
+                if due:
+                    search = self._searches[due[0]]
+                    search.look_up_at = now + search.delay
+                    search.delay = min(2 * search.delay, LARGEST_RETRY_DELAY)
+                    return due[0]
+                times = [each.look_up_at for each in self._searches.values()]
+                self._changed.wait(min(times) - now if times else None)
+        return None
+
+    def _on_lookup_failed(self, peer: int, error: OSError) -> None:
+        entry, reason = _text(self._entries[peer]), error.strerror or str(error)
+        text = f"cannot resolve entry {peer} of COMFY_CLUSTER_UDP_HOSTNAMES ({entry}): {reason}"
+        with self._changed:
+            is_new = peer not in self._troubles
+            self._troubles[peer] = text
+        logger.log(logging.WARNING if is_new else logging.DEBUG, "! %s; trying again", text)
+
+    def _report(self, peer: int, address: Address) -> None:
+        with self._changed:
+            self._troubles.pop(peer, None)
+            if self._is_closed or self._known.get(peer) == address:
+                return
+            self._known[peer] = address
+        logger.debug("= instance %d (%s) is at %s", peer, _text(self._entries[peer]), address)
+        self._on_member(peer, address)
+
+
+def resolve_ipv4(hostname: str, port: int) -> Address:
+    """The first IPv4 address of a name; OSError if there is none."""
+    return _resolve(hostname, port, socket.AF_INET)
+
+
+def resolve_ipv6(hostname: str, port: int) -> Address:
+    """The first IPv6 address of a name; OSError if there is none."""
+    return _resolve(hostname, port, socket.AF_INET6)
+
+
+def _resolve(hostname: str, port: int, family: socket.AddressFamily) -> Address:
+    found = socket.getaddrinfo(hostname, port, family=family, type=socket.SOCK_DGRAM)
+    return str(found[0][4][0]), port
+
+
+def _is_ip_literal(hostname: str) -> bool:
+    try:
+        ipaddress.ip_address(hostname)
+    except ValueError:
+        return False
+    return True
+
+
+def _text(entry: tuple[str, int]) -> str:
+    hostname, port = entry
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
+
+
+def _ignore_member(peer: int, address: Address) -> None:
+    """Stands for the listener until `start`."""

@@ -1,0 +1,315 @@
+"""A transport in memory: several clusters of one process, joined by a network of Python objects.
+
+`FakeNetwork` delivers payloads on a thread of its own, each after a random delay, so that they
+arrive in another order than they were sent. It can hold everything back, lose an instance, and it
+counts how many bytes of encoded copies are on their way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from comfy_cluster.cluster import Cluster
+from comfy_cluster.cluster.ports import PeerEvent, PeerListener, ReceivedBuffer
+from comfy_cluster.codec.payload import EncodedPayload
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.discovery.base import Address, MemberListener
+from comfy_cluster.protocol.events import PeerConnected, PeerLost
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.wire import MessageType, TransferKey
+
+LARGEST_DELAY = 0.003  # seconds
+
+
+@dataclass
+class FakeReceivedBuffer:
+    data: memoryview
+    is_released: bool = False
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+@dataclass
+class FakePeer:
+    index: int
+    address: Address | None
+    is_connected: bool
+    rtt: float | None = 0.001
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(order=True)
+class Parcel:
+    """One payload on its way."""
+
+    due_at: float
+    number: int
+    receiver: int = field(compare=False)
+    key: TransferKey = field(compare=False)
+    payload: EncodedPayload = field(compare=False)
+    handle: Handle[None] = field(compare=False)
+
+
+class FakeNetwork:
+    """Joins `FakeTransport`s. A context manager: its thread ends with it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.transports: dict[int, FakeTransport] = {}
+        self.sent_types: list[MessageType] = []
+        self.parcels: list[Parcel] = []
+        self.encoded_bytes = 0
+        self.largest_encoded_bytes = 0
+        self._calls: list[Callable[[], None]] = []
+        self._numbers = itertools.count()
+        self._is_held = False
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._deliver, name="fake-network")
+
+    def __enter__(self) -> FakeNetwork:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def hold(self) -> None:
+        """Delivers no payload until `let_go`."""
+        with self._changed:
+            self._is_held = True
+
+    def let_go(self) -> None:
+        with self._changed:
+            self._is_held = False
+            self._changed.notify_all()
+
+    def wait_for_parcels(self, count: int, timeout: float) -> bool:
+        """Until that many payloads are held back."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.parcels) >= count, timeout)
+
+    def call(self, fn: Callable[[], None]) -> None:
+        """Runs `fn` on the network's thread: it stands for the control threads."""
+        with self._changed:
+            self._calls.append(fn)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until every event so far was handled."""
+        handled = threading.Event()
+        self.call(handled.set)
+        return handled.wait(timeout)
+
+    def connect(self, first: int, second: int) -> None:
+        for one, other in ((first, second), (second, first)):
+            self._report(one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other)))
+
+    def lose(self, peer: int, reason: str = "silent for 3.0 s") -> None:
+        """All others notice that `peer` is gone."""
+        for each in self.transports:
+            if each != peer:
+                self._report(each, PeerLost(peer, reason))
+
+    def _report(self, receiver: int, event: PeerEvent) -> None:
+        def tell() -> None:
+            for fn in self.transports[receiver].listeners:
+                fn(event)
+
+        self.call(tell)
+
+    def post(
+        self, receiver: int, key: TransferKey, payload: EncodedPayload, message_type: MessageType
+    ) -> Handle[None]:
+        handle: Handle[None] = Handle(f"buffer {key} to instance {receiver}")
+        size = 0 if payload.codec == "raw" else payload.size
+        with self._changed:
+            self.encoded_bytes += size
+            self.largest_encoded_bytes = max(self.largest_encoded_bytes, self.encoded_bytes)
+            due_at = time.monotonic() + self.rng.random() * LARGEST_DELAY
+            parcel = Parcel(due_at, next(self._numbers), receiver, key, payload, handle)
+            heapq.heappush(self.parcels, parcel)
+            self.sent_types.append(message_type)
+            self._changed.notify_all()
+        handle.add_done_callback(lambda _: self._on_done(size))
+        return handle
+
+    def _on_done(self, size: int) -> None:
+        with self._changed:
+            self.encoded_bytes -= size
+
+    def _deliver(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._is_closed or self._calls or self._parcel_delay() == 0):
+                    self._changed.wait(self._parcel_delay())
+                if self._is_closed:
+                    return
+                calls, self._calls = self._calls, []
+                parcel = heapq.heappop(self.parcels) if self._parcel_delay() == 0 else None
+            for fn in calls:
+                fn()
+            if parcel is not None and not parcel.handle.done():
+                self.transports[parcel.receiver].arrive(parcel.key, parcel.payload)
+                parcel.handle.set_result(None)
+
+    def _parcel_delay(self) -> float | None:
+        """Seconds until the next payload is due; None: there is none that may go."""
+        if self._is_held or not self.parcels:
+            return None
+        return max(0.0, self.parcels[0].due_at - time.monotonic())
+
+
+class FakeTransport:
+    """One instance's end of a `FakeNetwork`."""
+
+    def __init__(self, network: FakeNetwork, index: int) -> None:
+        self.network = network
+        self.index = index
+        self.listeners: list[PeerListener] = []
+        self.members: dict[int, Address] = {}
+        self.is_started = False
+        self.is_closed = False
+        self.ended_jobs: list[str] = []
+        self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
+        self.arrived: dict[TransferKey, FakeReceivedBuffer] = {}
+        self.received: list[FakeReceivedBuffer] = []
+        self.damage: Callable[[bytes], bytes] = lambda data: data
+        self._lock = threading.Lock()
+        network.transports[index] = self
+
+    def start(self) -> None:
+        self.is_started = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def add_member(self, peer: int, address: Address) -> None:
+        self.members[peer] = address
+
+    def add_peer_listener(self, fn: PeerListener) -> None:
+        self.listeners.append(fn)
+
+    def send_buffer(
+        self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType
+    ) -> Handle[None]:
+        assert key.source == self.index
+        return self.network.post(peer, key, payload, message_type)
+
+    def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
+        assert key.source == peer
+
+        def forget() -> None:
+            with self._lock:
+                self.claims.pop(key, None)
+
+        handle: Handle[ReceivedBuffer] = Handle(f"buffer {key}", on_cancel=forget)
+        with self._lock:
+            buffer = self.arrived.pop(key, None)
+            if buffer is None:
+                self.claims[key] = handle
+        if buffer is not None:
+            handle.set_result(buffer)
+        return handle
+
+    def arrive(self, key: TransferKey, payload: EncodedPayload) -> None:
+        data = self.damage(payload.prefix + bytes(payload.body))
+        buffer = FakeReceivedBuffer(memoryview(bytearray(data)))
+        self.received.append(buffer)
+        with self._lock:
+            claim = self.claims.pop(key, None)
+            if claim is None:
+                assert key not in self.arrived, f"{key} arrived twice"
+                self.arrived[key] = buffer
+        if claim is not None:
+            claim.set_result(buffer)
+
+    def end_job(self, job_id: str) -> None:
+        self.ended_jobs.append(job_id)
+
+    def peers(self) -> list[FakePeer]:
+        return [FakePeer(peer, address, True) for peer, address in sorted(self.members.items())]
+
+    def stats(self) -> dict[str, int]:
+        return {"malformed": 0, "replayed": 2}
+
+
+class FakeDiscovery:
+    """Knows every member from the start."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.peers = [each for each in range(count) if each != index]
+        self.calls: list[tuple[str, int]] = []
+        self.is_closed = False
+
+    def start(self, on_member: MemberListener) -> None:
+        for peer in self.peers:
+            on_member(peer, ("127.0.0.1", 9000 + peer))
+
+    def on_peer_connected(self, peer: int) -> None:
+        self.calls.append(("connected", peer))
+
+    def on_peer_lost(self, peer: int) -> None:
+        self.calls.append(("lost", peer))
+
+    def troubles(self) -> dict[int, str]:
+        return {self.peers[-1]: "cannot resolve its name"}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeClusters:
+    """`count` clusters on one network; they close with the context."""
+
+    def __init__(self, count: int, *, seed: int = 0, **settings: object) -> None:
+        self.network = FakeNetwork(random.Random(seed))
+        addresses = [("127.0.0.1", 9000 + index) for index in range(count)]
+        self.clusters = []
+        self.discoveries = []
+        for index in range(count):
+            config = ClusterConfig.static(index, addresses)
+            transport = FakeTransport(self.network, index)
+            discovery = FakeDiscovery(index, count)
+            changed = replace(config, **{"memory_budget": 1 << 30, **settings})  # type: ignore[arg-type]
+            self.discoveries.append(discovery)
+            self.clusters.append(Cluster(changed, transport, discovery, engine_name="fake"))
+
+    def __enter__(self) -> FakeClusters:
+        self.network.__enter__()
+        for cluster in self.clusters:
+            cluster.start()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for cluster in self.clusters:
+            cluster.close()
+        self.network.__exit__(error_type, error, traceback)
+
+    def connect_all(self, timeout: float) -> None:
+        for first, second in itertools.combinations(range(len(self.clusters)), 2):
+            self.network.connect(first, second)
+        for cluster in self.clusters:
+            cluster.wait_until_ready(timeout)

@@ -1,0 +1,233 @@
+"""Cluster: its life, its jobs, what it shows, and a cluster of one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+import torch
+
+from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.discovery import MemberListener
+from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferCancelled
+from tests.unit.cluster.fake_transport import FakeClusters, FakeDiscovery, FakeTransport
+
+WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
+KEY = CollectiveKey("job", "7")
+
+
+def test_cluster_of_one_returns_its_input_and_starts_no_thread(config: ClusterConfig) -> None:
+    before = threading.enumerate()
+    tensor = torch.zeros(3, 2)
+    with Cluster(config) as cluster:
+        assert cluster.state is InstanceState.IDLE
+        assert cluster.broadcast(KEY, tensor).result(0) is tensor
+        assert cluster.fan_out(KEY, tensor).result(0) is tensor
+        assert cluster.fan_in(KEY, tensor).result(0) is tensor
+        assert cluster.all_gather(KEY, tensor).result(0) == [tensor]
+        cluster.wait_until_ready(0)
+        cluster.end_job("job")
+        assert threading.enumerate() == before
+        assert "Connected: 1/1 instances" in cluster.info().text()
+
+
+def test_cluster_of_one_still_needs_a_tensor(config: ClusterConfig) -> None:
+    with Cluster(config) as cluster, pytest.raises(LocalProtocolError, match="got None"):
+        cluster.fan_out(KEY)
+
+
+def test_several_instances_need_a_transport() -> None:
+    config = ClusterConfig.static(0, [("127.0.0.1", 1), ("127.0.0.1", 2)])
+    with pytest.raises(LocalProtocolError, match="transport"):
+        Cluster(config)
+
+
+def test_life_of_an_instance() -> None:
+    with FakeClusters(2) as joined:
+        cluster = joined.clusters[0]
+
+        def state() -> str:
+            return cluster.state.value
+
+        assert state() == "POPULATING"
+        assert joined.network.transports[0].members == {1: ("127.0.0.1", 9001)}
+        joined.connect_all(WAIT)
+        assert state() == "IDLE"
+        with cluster.job("a"):
+            assert state() == "EXECUTING"
+            with cluster.job("b"):
+                pass
+            assert state() == "EXECUTING"
+        assert state() == "IDLE"
+        assert joined.network.transports[0].ended_jobs == ["b", "a"]
+        joined.network.lose(1)
+        joined.network.connect(0, 1)
+        assert joined.network.flush(WAIT)
+        assert state() == "IDLE"
+        assert joined.discoveries[0].calls == [("connected", 1), ("lost", 1), ("connected", 1)]
+    assert joined.network.transports[0].is_closed and joined.discoveries[0].is_closed
+
+
+def test_a_job_ends_with_its_context_also_after_an_error() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        cluster = joined.clusters[0]
+        with pytest.raises(ZeroDivisionError), cluster.job("a"):
+            handle = cluster.fan_in(KEY, torch.zeros(1))
+            with pytest.raises(LocalProtocolError, match="'a' is under way"), cluster.job("a"):
+                pass
+            left = cluster.fan_in(CollectiveKey("a", "1"), torch.zeros(1))
+            raise ZeroDivisionError
+        assert isinstance(left.exception(0), TransferCancelled)
+        assert not handle.done()
+        assert cluster.state is InstanceState.IDLE
+
+
+def test_no_job_before_enough_are_connected() -> None:
+    with FakeClusters(2) as joined:
+        cluster = joined.clusters[0]
+        with pytest.raises(LocalProtocolError, match="POPULATING"), cluster.job("a"):
+            pass
+        joined.connect_all(WAIT)
+        with cluster.job("a"):
+            pass
+
+
+def test_min_instances_are_enough() -> None:
+    with FakeClusters(3, min_instances=2) as joined:
+        joined.network.connect(0, 2)
+        joined.clusters[0].wait_until_ready(WAIT)
+        assert joined.clusters[0].info().connected_count == 2
+        assert not joined.clusters[1].ready.done()
+
+
+def test_not_ready_names_who_is_missing_and_why() -> None:
+    with FakeClusters(4) as joined:
+        joined.network.connect(0, 1)
+        assert joined.network.flush(WAIT)
+        expected = (
+            r"Not ready after 0 s\. Connected: 2/4 instances, 4 are needed; missing: "
+            r"instance 2 \(127\.0\.0\.1:9002\), "
+            r"instance 3 \(127\.0\.0\.1:9003\) \[cannot resolve its name\]"
+        )
+        with pytest.raises(DiscoveryError, match=expected):
+            joined.clusters[0].wait_until_ready(0)
+
+
+def test_closing_wakes_who_waits_for_the_others() -> None:
+    with FakeClusters(2) as joined:
+        errors: list[BaseException | None] = []
+        ready = joined.clusters[0].ready
+        thread = threading.Thread(target=lambda: errors.append(ready.exception(WAIT)))
+        thread.start()
+        joined.clusters[0].close()
+        thread.join()
+        assert isinstance(errors[0], TransferCancelled)
+
+
+def test_collectives_before_start_say_so() -> None:
+    joined = FakeClusters(2)
+    with pytest.raises(LocalProtocolError, match="start"):
+        joined.clusters[0].broadcast(KEY, torch.zeros(1))
+
+
+def test_a_failed_start_leaves_nothing_open() -> None:
+    class BrokenDiscovery(FakeDiscovery):
+        def start(self, on_member: MemberListener) -> None:
+            raise DiscoveryError("no network")
+
+    joined = FakeClusters(2)
+    transport = FakeTransport(joined.network, 0)
+    cluster = Cluster(joined.clusters[0].config, transport, BrokenDiscovery(0, 2))
+    with pytest.raises(DiscoveryError, match="no network"):
+        cluster.start()
+    assert cluster.state is InstanceState.ERROR
+    assert transport.is_closed
+
+
+def test_info_shows_the_cluster_to_its_user() -> None:
+    with FakeClusters(3) as joined:
+        joined.connect_all(WAIT)
+        info = joined.clusters[1].info()
+        assert (info.instance_index, info.instance_count, info.engine) == (1, 3, "fake")
+        assert info.text().splitlines() == [
+            "Instance 1 of 3 (FOLLOWER), IDLE",
+            "Connected: 3/3 instances (work starts with 3)",
+            "Cluster default, registration static, engine fake",
+            "Instance 0 (LEADER): 127.0.0.1:9000, connected, RTT 1.00 ms, sent 0 B, received 0 B",
+            "Instance 2 (FOLLOWER): 127.0.0.1:9002, connected, RTT 1.00 ms, sent 0 B, received 0 B",
+            "replayed 2",
+        ]
+
+
+def test_logs_that_users_search_for(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        joined.network.lose(1, "silent for 3.0 s")
+        assert joined.network.flush(WAIT)
+    messages = [each.getMessage() for each in caplog.records]
+    assert "All instances registered. Connected: 2/2 instances" in messages
+    lost = "Instance timeout: instance 1 (127.0.0.1:9001) is silent for 3.0 s. "
+    assert f"{lost}Connected: 1/2 instances" in messages
+
+
+def test_ten_fan_outs_hold_no_more_encoded_copies_than_the_budget_allows() -> None:
+    levels = torch.arange(64 * 64 * 3).reshape(1, 64, 64, 3) // 97 % 256
+    batch = levels.to(torch.uint8).repeat(2, 1, 1, 1)
+    copy_size = 64 * 64 * 3  # bytes that one encoded slice may take
+    with FakeClusters(2, memory_budget=2 * (2 * copy_size)) as joined:
+        joined.connect_all(WAIT)
+        network, (leader, follower) = joined.network, joined.clusters
+        network.hold()
+        keys = [CollectiveKey("job", str(number)) for number in range(10)]
+        sent = [leader.fan_out(key, batch) for key in keys]
+        assert network.wait_for_parcels(2, WAIT)
+        network.let_go()
+        received = [follower.fan_out(key) for key in keys]
+        assert all(torch.equal(each.result(WAIT), batch[1:]) for each in received)
+        assert all(torch.equal(each.result(WAIT), batch[:1]) for each in sent)
+        assert 0 < network.largest_encoded_bytes <= 2 * copy_size
+        assert network.encoded_bytes == 0
+
+
+def test_what_waits_for_the_budget_can_be_cancelled() -> None:
+    batch = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    with FakeClusters(2, memory_budget=2) as joined:
+        joined.connect_all(WAIT)
+        joined.network.hold()
+        leader, follower = joined.clusters
+        first, second, third = (
+            leader.fan_out(CollectiveKey("job", str(number)), batch) for number in range(3)
+        )
+        assert joined.network.wait_for_parcels(1, WAIT)
+        assert second.cancel() and first.cancel()
+        joined.network.let_go()
+        assert len(follower.fan_out(CollectiveKey("job", "2")).result(WAIT)) == 1
+        assert len(third.result(WAIT)) == 1
+
+
+def test_raw_payloads_are_the_tensors_memory_and_wait_for_nobody() -> None:
+    with FakeClusters(2, memory_budget=2) as joined:
+        joined.connect_all(WAIT)
+        joined.network.hold()
+        tensor = torch.zeros(5, 5, 5, 5, 5)
+        for number in range(10):
+            joined.clusters[0].broadcast(CollectiveKey("job", str(number)), tensor)
+        assert joined.network.wait_for_parcels(10, WAIT)
+        tensor.fill_(1.0)
+        seen = [
+            torch.frombuffer(each.payload.body, dtype=torch.float32)
+            for each in joined.network.parcels
+        ]
+        assert all(bool(each.eq(1.0).all()) for each in seen)
+
+
+def test_codec_work_is_not_done_in_the_callers_thread() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        before = {each.name for each in threading.enumerate()}
+        joined.clusters[0].broadcast(KEY, torch.zeros(1))
+        joined.clusters[1].broadcast(KEY).result(WAIT)
+        assert {each.name for each in threading.enumerate()} - before == {"comfy-cluster-codec-0"}

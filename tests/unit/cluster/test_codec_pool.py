@@ -1,0 +1,94 @@
+"""The codec threads: started when needed, named, never in the way of an exit."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from comfy_cluster.cluster.codec_pool import CodecPool
+from comfy_cluster.transport.handle import Handle
+
+WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
+
+
+def test_threads_start_when_they_are_needed() -> None:
+    pool = CodecPool(3)
+    assert pool.thread_count == 0
+    release = threading.Event()
+    done: list[Handle[bool]] = []
+    for busy_count in range(1, 6):
+        done.append(Handle.completed(None).then(lambda _: release.wait(WAIT), pool))
+        assert pool.thread_count == min(busy_count, 3)
+    release.set()
+    assert [each.result(WAIT) for each in done] == [True] * 5
+    pool.close(WAIT)
+
+
+def test_threads_are_named_daemons_and_end_with_the_pool() -> None:
+    pool = CodecPool(1)
+    thread = Handle.completed(None).then(lambda _: threading.current_thread(), pool).result(WAIT)
+    assert thread.name == "comfy-cluster-codec-0" and thread.daemon
+    pool.close(WAIT)
+    pool.close(WAIT)
+    assert not thread.is_alive()
+
+
+def test_closing_drops_what_has_not_begun() -> None:
+    pool = CodecPool(1)
+    began, release = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def first() -> None:
+        began.set()
+        release.wait(WAIT)
+        ran.append("first")
+
+    pool.submit(first)
+    pool.submit(lambda: ran.append("second"))
+    assert began.wait(WAIT)
+    pool.close(0)  # it does not wait longer than it was told
+    release.set()
+    pool.close(WAIT)
+    assert ran == ["first"]
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(lambda: None)
+
+
+def test_an_idle_thread_keeps_no_payload() -> None:
+    class Payload:
+        pass
+
+    pool = CodecPool(1)
+    payload = Payload()
+    watch = weakref.ref(payload)
+    gc.disable()
+    try:
+        Handle.completed(payload).then(lambda _: None, pool).result(WAIT)
+        del payload
+        # A second task on the only thread: the first one is over and forgotten by then.
+        Handle.completed(None).then(lambda _: None, pool).result(WAIT)
+        assert watch() is None
+    finally:
+        gc.enable()
+        pool.close(WAIT)
+
+
+def test_an_exit_does_not_wait_for_what_is_queued() -> None:
+    code = (
+        "import threading\n"
+        "from comfy_cluster.cluster.codec_pool import CodecPool\n"
+        "began = threading.Event()\n"
+        "pool = CodecPool(1)\n"
+        "pool.submit(lambda: (began.set(), threading.Event().wait()))\n"
+        "pool.submit(lambda: print('never'))\n"
+        "began.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
