@@ -341,7 +341,7 @@ class PacketEngine:
         return flow.address, packet
 
     def _sack(self, flow: PeerFlow, now: float) -> bytes:
-        delay_us = min(int((now - flow.largest_received_at) * 1e6), 0xFFFFFFFF)
+        delay_us = min(max(int((now - flow.largest_received_at) * 1e6), 0), 0xFFFFFFFF)
         flow.on_sack_sent()
         return pack_sack(
             flow.history.largest, delay_us, self._receive_window(), flow.history.sack_words()

@@ -42,7 +42,7 @@ def parse_header(packet: bytes) -> tuple[int, int, int] | None:
     if len(packet) < HEADER_SIZE:
         return None
     kind, epoch, flags, session, counter = _HEADER.unpack_from(packet)
-    if not KIND_HELLO <= kind <= KIND_SACK or epoch or flags:
+    if not KIND_HELLO <= kind <= KIND_SACK or epoch or flags or counter >> 63:
         return None
     return kind, session, counter
 
