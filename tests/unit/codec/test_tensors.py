@@ -141,9 +141,10 @@ class TestExact:
     def test_tensor_with_gradient_or_negative_bit(self) -> None:
         tensor = torch.randn(3, 3, requires_grad=True)
         assert_same(round_trip(tensor), tensor)
-        negative = torch.randn(4, dtype=torch.complex64).conj().imag
-        assert negative.is_neg()
-        assert_same(round_trip(negative), negative.resolve_neg())
+        strided = torch.randn(4, dtype=torch.complex64).conj().imag
+        for negative in (strided, torch._neg_view(torch.randn(4))):
+            assert negative.is_neg()
+            assert_same(round_trip(negative), negative.resolve_neg())
 
     def test_inference_mode(self) -> None:
         with torch.inference_mode():
@@ -215,7 +216,9 @@ class TestZeroCopy:
     def test_memory_that_is_not_aligned(self, offset: int) -> None:
         tensor = torch.randn(33, dtype=torch.float64)
         data = bytearray(offset) + payload_bytes(encode(tensor))
-        assert_same(decode(memoryview(data)[offset:]), tensor)
+        decoded = decode(memoryview(data)[offset:])
+        assert_same(decoded, tensor)
+        assert decoded.data_ptr() % 8 == 0
 
 
 class TestUint8Precision:
