@@ -27,13 +27,14 @@ from comfy_cluster.cluster.jobs import Jobs
 from comfy_cluster.cluster.keys import CollectiveKey
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
-from comfy_cluster.cluster.ports import PeerEvent, PeerView, Transport
+from comfy_cluster.cluster.ports import PeerEvent, Transport
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
 from comfy_cluster.config import ClusterConfig, role_of
-from comfy_cluster.discovery.base import Address, Discovery
+from comfy_cluster.discovery.base import Address, Discovery, address_text
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
 from comfy_cluster.protocol.events import PeerConnected, PeerLost
 from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.peer_info import PeerInfo
 
 logger = logging.getLogger("comfy_cluster.cluster")
 
@@ -78,7 +79,6 @@ class Cluster:
             self.config.instance_count,
             payloads=payloads,
             jobs=self._jobs,
-            membership=self._membership,
             executor=self._pool,
         )
 
@@ -294,7 +294,7 @@ class Cluster:
     # Called by the layers below.
 
     def _on_member(self, peer: int, address: Address) -> None:
-        self._membership.set_place(peer, address)
+        self._membership.set_address(peer, address)
         if self._transport is not None:
             self._transport.add_member(peer, address)
 
@@ -315,8 +315,8 @@ class Cluster:
             self._state.handle(InstanceInput.ENOUGH_CONNECTED)
 
 
-def _peer_summary(peer: PeerView) -> PeerSummary:
-    address = "unknown" if peer.address is None else f"{peer.address[0]}:{peer.address[1]}"
+def _peer_summary(peer: PeerInfo) -> PeerSummary:
+    address = "address unknown" if peer.address is None else address_text(peer.address)
     return PeerSummary(
         instance_index=peer.index,
         role=role_of(peer.index),

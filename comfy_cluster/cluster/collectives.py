@@ -16,7 +16,6 @@ import torch
 from comfy_cluster import batches
 from comfy_cluster.cluster.jobs import Jobs
 from comfy_cluster.cluster.keys import CollectiveKey
-from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
 from comfy_cluster.errors import LocalProtocolError, WorkflowError
 from comfy_cluster.transport.handle import Executor, Handle, all_of
@@ -48,14 +47,12 @@ class Collectives:
         *,
         payloads: Payloads,
         jobs: Jobs,
-        membership: Membership,
         executor: Executor,
     ) -> None:
         self._own_index = instance_index
         self._count = instance_count
         self._payloads = payloads
         self._jobs = jobs
-        self._membership = membership
         self._executor = executor
 
     def broadcast(
@@ -131,7 +128,6 @@ class Collectives:
         handle = self._payloads.receive(call.key.from_source(source), peer=source)
         handle.description = f"{call} from instance {source}"
         self._jobs.track(call.key.job_id, handle, peers=frozenset({source}))
-        self._membership.limit_wait(source, handle)
         return handle
 
     def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:

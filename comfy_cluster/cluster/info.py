@@ -16,7 +16,7 @@ class PeerSummary:
     instance_index: int
     role: Role
     address: str
-    """`host:port`, or `unknown`."""
+    """`host:port`, or `address unknown`."""
     is_connected: bool
     rtt: float | None
     """Round trip in seconds; None: not measured."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 from comfy_cluster.cluster.ports import PeerEvent
 from comfy_cluster.config import ClusterConfig
-from comfy_cluster.discovery.base import Address
-from comfy_cluster.errors import TransferTimeout
+from comfy_cluster.discovery.base import Address, address_text
 from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused
 from comfy_cluster.transport.handle import Handle
 
@@ -27,9 +25,7 @@ class Membership:
     def __init__(self, config: ClusterConfig) -> None:
         self._count = config.instance_count
         self._min_instances = config.min_instances
-        # As long as the transport tries to reach a peer for a message.
-        self._connect_timeout = (1 + config.max_retries) * config.ack_timeout
-        self._places: dict[int, str] = {}
+        self._addresses: dict[int, Address] = {}
         self._connected: set[int] = {config.instance_index}
         self._refused: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -49,10 +45,10 @@ class Membership:
         """`Connected: 3/4 instances`."""
         return f"Connected: {self.connected_count}/{self._count} instances"
 
-    def set_place(self, peer: int, address: Address) -> None:
-        """Where `peer` may be reached, for texts."""
+    def set_address(self, peer: int, address: Address) -> None:
+        """Where `peer` may be reached: for texts."""
         with self._lock:
-            self._places[peer] = _place_text(address)
+            self._addresses[peer] = address
 
     def handle_event(self, event: PeerEvent) -> None:
         """Takes in what the transport reports, and logs it."""
@@ -77,29 +73,11 @@ class Membership:
             "Is each of them running, with the same settings, and can its UDP port be reached?"
         )
 
-    def limit_wait(self, peer: int, handle: Handle[Any]) -> None:
-        """Ends `handle` if `peer` is not connected, and is not either after the time for that."""
-        if self.is_connected(peer) or handle.done():
-            return
-
-        def give_up() -> None:
-            if not self.is_connected(peer):
-                text = f"{handle.description}: {self._name(peer)} did not connect within"
-                advice = "is it running, and can its UDP port be reached?"
-                error = TransferTimeout(f"{text} {self._connect_timeout:g} s: {advice}", peer=peer)
-                handle.abandon(error)
-
-        timer = threading.Timer(self._connect_timeout, give_up)
-        timer.name = "comfy-cluster-connect-limit"
-        timer.daemon = True
-        timer.start()
-        handle.add_done_callback(lambda _: timer.cancel())
-
     def _on_connected(self, event: PeerConnected) -> None:
         with self._lock:
             self._connected.add(event.peer)
             self._refused.pop(event.peer, None)
-            self._places[event.peer] = _place_text(event.address)
+            self._addresses[event.peer] = event.address
         logger.info("= %s is connected. %s", self._name(event.peer), self.summary())
         if self.connected_count == self._count:
             logger.info("All instances registered. %s", self.summary())
@@ -124,10 +102,5 @@ class Membership:
             self.ready.set_result(None)
 
     def _name(self, peer: int) -> str:
-        place = self._places.get(peer)
-        return f"instance {peer} ({place})" if place else f"instance {peer}"
-
-
-def _place_text(address: Address) -> str:
-    hostname, port = address
-    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
+        address = self._addresses.get(peer)
+        return f"instance {peer}" + (f" ({address_text(address)})" if address else "")

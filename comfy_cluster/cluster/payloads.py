@@ -16,18 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from comfy_cluster import codec
+from comfy_cluster import codec, identity
 from comfy_cluster.cluster.budget import Admission, ByteBudget
-from comfy_cluster.cluster.ports import ReceivedBuffer, Transport
+from comfy_cluster.cluster.ports import Transport
 from comfy_cluster.codec import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import CorruptPayload
 from comfy_cluster.transport.handle import Executor, Handle, all_of
+from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType, TransferKey
-
-# Decoded tensors may be larger than their payloads; of the default budget (a quarter of the RAM)
-# this is the whole RAM. It bounds what a few bytes from the network can make us allocate.
-DECODED_SIZE_FACTOR = 4
 
 
 class Payloads:
@@ -40,6 +37,8 @@ class Payloads:
         self._transport = transport
         self._executor = executor
         self._budget = budget
+        # A few bytes may decode to a tensor many times larger: it must at least fit the machine.
+        self._decoded_size_limit = identity.total_memory()
 
     def send(
         self,
@@ -82,7 +81,7 @@ class Payloads:
 
         def decode(received: ReceivedBuffer) -> torch.Tensor:
             try:
-                return self._decode(received.data)
+                return codec.decode(received.data, size_limit=self._decoded_size_limit)
             except CorruptPayload as error:
                 raise CorruptPayload(f"from instance {peer}: {error}") from error
             finally:
@@ -101,10 +100,6 @@ class Payloads:
         )
         admission.shrink_to(0 if _shares_memory(payload, tensor) else payload.size)
         return payload
-
-    def _decode(self, data: memoryview) -> torch.Tensor:
-        size_limit = DECODED_SIZE_FACTOR * self._config.memory_budget
-        return codec.decode(data, size_limit=size_limit)
 
 
 def encoding_cost(tensor: torch.Tensor, *, codec_name: str) -> int:

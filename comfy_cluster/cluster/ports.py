@@ -12,40 +12,12 @@ from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.discovery.base import Address
 from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused
 from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.memory import ReceivedBuffer
+from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType, TransferKey
 
 PeerEvent = PeerConnected | PeerLost | PeerRefused
 PeerListener = Callable[[PeerEvent], None]
-
-
-class ReceivedBuffer(Protocol):
-    """A payload that arrived, whose digest was found right."""
-
-    @property
-    def data(self) -> memoryview:
-        """The whole payload, writable; whatever views it keeps its memory alive."""
-
-    def release(self) -> None:
-        """Gives its bytes back to the memory budget; the memory lives on while it is viewed."""
-
-
-class PeerView(Protocol):
-    """What the transport knows of one peer."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def address(self) -> Address | None: ...
-    @property
-    def is_connected(self) -> bool: ...
-    @property
-    def rtt(self) -> float | None:
-        """Seconds."""
-
-    @property
-    def bytes_sent(self) -> int: ...
-    @property
-    def bytes_received(self) -> int: ...
 
 
 class Transport(Protocol):
@@ -69,11 +41,16 @@ class Transport(Protocol):
         """Done when `peer` has the payload and found its digest right."""
 
     def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
-        """Done when the payload of that key is here."""
+        """Done when the payload of that key is here.
+
+        Fails when `peer` is lost, or does not connect within the time a message is tried for.
+        """
 
     def end_job(self, job_id: str) -> None:
         """Drops what belongs to the job."""
 
-    def peers(self) -> Sequence[PeerView]: ...
+    def peers(self) -> Sequence[PeerInfo]:
+        """Every other instance, in index order, connected or not."""
 
-    def stats(self) -> Mapping[str, int]: ...
+    def stats(self) -> Mapping[str, int]:
+        """Counters by name."""

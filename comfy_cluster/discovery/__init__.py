@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_cluster.discovery.base import Address, Discovery, MemberListener
+from comfy_cluster.discovery.base import Address, Discovery, MemberListener, address_text
 from comfy_cluster.discovery.static import StaticDiscovery
 
-__all__ = ["Address", "Discovery", "MemberListener", "StaticDiscovery"]
+__all__ = ["Address", "Discovery", "MemberListener", "StaticDiscovery", "address_text"]

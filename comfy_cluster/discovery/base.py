@@ -14,6 +14,12 @@ Address = tuple[str, int]
 MemberListener = Callable[[int, Address], None]
 
 
+def address_text(address: tuple[str, int]) -> str:
+    """`host:port`, with brackets around IPv6 literals."""
+    hostname, port = address
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
+
+
 class Discovery(Protocol):
     """Finds out at which address each peer may be reached; whether it *is* reached, others tell.
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from comfy_cluster.discovery.base import Address, MemberListener
+from comfy_cluster.discovery.base import Address, MemberListener, address_text
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
@@ -128,7 +128,7 @@ class StaticDiscovery:
         return None
 
     def _on_lookup_failed(self, peer: int, error: OSError) -> None:
-        entry, reason = _text(self._entries[peer]), error.strerror or str(error)
+        entry, reason = address_text(self._entries[peer]), error.strerror or str(error)
         text = f"cannot resolve entry {peer} of COMFY_CLUSTER_UDP_HOSTNAMES ({entry}): {reason}"
         with self._changed:
             is_new = peer not in self._troubles
@@ -141,7 +141,9 @@ class StaticDiscovery:
             if self._is_closed or self._known.get(peer) == address:
                 return
             self._known[peer] = address
-        logger.debug("= instance %d (%s) is at %s", peer, _text(self._entries[peer]), address)
+        logger.debug(
+            "= instance %d (%s) is at %s", peer, address_text(self._entries[peer]), address
+        )
         self._on_member(peer, address)
 
 
@@ -166,11 +168,6 @@ def _is_ip_literal(hostname: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _text(entry: tuple[str, int]) -> str:
-    hostname, port = entry
-    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
 
 
 def _ignore_member(peer: int, address: Address) -> None:

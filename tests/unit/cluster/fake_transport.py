@@ -17,34 +17,17 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from comfy_cluster.cluster import Cluster
-from comfy_cluster.cluster.ports import PeerEvent, PeerListener, ReceivedBuffer
+from comfy_cluster.cluster.ports import PeerEvent, PeerListener
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, MemberListener
 from comfy_cluster.protocol.events import PeerConnected, PeerLost
 from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.memory import ReceivedBuffer
+from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType, TransferKey
 
 LARGEST_DELAY = 0.003  # seconds
-
-
-@dataclass
-class FakeReceivedBuffer:
-    data: memoryview
-    is_released: bool = False
-
-    def release(self) -> None:
-        self.is_released = True
-
-
-@dataclass
-class FakePeer:
-    index: int
-    address: Address | None
-    is_connected: bool
-    rtt: float | None = 0.001
-    bytes_sent: int = 0
-    bytes_received: int = 0
 
 
 @dataclass(order=True)
@@ -189,8 +172,8 @@ class FakeTransport:
         self.is_closed = False
         self.ended_jobs: list[str] = []
         self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
-        self.arrived: dict[TransferKey, FakeReceivedBuffer] = {}
-        self.received: list[FakeReceivedBuffer] = []
+        self.arrived: dict[TransferKey, ReceivedBuffer] = {}
+        self.released_sizes: list[int] = []
         self.damage: Callable[[bytes], bytes] = lambda data: data
         self._lock = threading.Lock()
         network.transports[index] = self
@@ -231,8 +214,8 @@ class FakeTransport:
 
     def arrive(self, key: TransferKey, payload: EncodedPayload) -> None:
         data = self.damage(payload.prefix + bytes(payload.body))
-        buffer = FakeReceivedBuffer(memoryview(bytearray(data)))
-        self.received.append(buffer)
+        memory = memoryview(bytearray(data))
+        buffer = ReceivedBuffer(memory, lambda: self.released_sizes.append(len(data)))
         with self._lock:
             claim = self.claims.pop(key, None)
             if claim is None:
@@ -244,8 +227,11 @@ class FakeTransport:
     def end_job(self, job_id: str) -> None:
         self.ended_jobs.append(job_id)
 
-    def peers(self) -> list[FakePeer]:
-        return [FakePeer(peer, address, True) for peer, address in sorted(self.members.items())]
+    def peers(self) -> list[PeerInfo]:
+        return [
+            PeerInfo(peer, address, is_connected=True, rtt=0.001, bytes_sent=12_300_000)
+            for peer, address in sorted(self.members.items())
+        ]
 
     def stats(self) -> dict[str, int]:
         return {"malformed": 0, "replayed": 2}

@@ -151,13 +151,14 @@ def test_info_shows_the_cluster_to_its_user() -> None:
     with FakeClusters(3) as joined:
         joined.connect_all(WAIT)
         info = joined.clusters[1].info()
+        numbers = "connected, RTT 1.00 ms, sent 12.3 MB, received 0 B"
         assert (info.instance_index, info.instance_count, info.engine) == (1, 3, "fake")
         assert info.text().splitlines() == [
             "Instance 1 of 3 (FOLLOWER), IDLE",
             "Connected: 3/3 instances (work starts with 3)",
             "Cluster default, registration static, engine fake",
-            "Instance 0 (LEADER): 127.0.0.1:9000, connected, RTT 1.00 ms, sent 0 B, received 0 B",
-            "Instance 2 (FOLLOWER): 127.0.0.1:9002, connected, RTT 1.00 ms, sent 0 B, received 0 B",
+            f"Instance 0 (LEADER): 127.0.0.1:9000, {numbers}",
+            f"Instance 2 (FOLLOWER): 127.0.0.1:9002, {numbers}",
             "replayed 2",
         ]
 

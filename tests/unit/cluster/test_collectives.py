@@ -17,7 +17,6 @@ from comfy_cluster.errors import (
     LocalProtocolError,
     PeerLost,
     TransferCancelled,
-    TransferTimeout,
     UnsupportedTensor,
     WorkflowError,
 )
@@ -179,9 +178,9 @@ def test_received_buffers_are_released_once_decoded() -> None:
         key = CollectiveKey("job", "7")
         received = joined.clusters[1].broadcast(key)
         joined.clusters[0].broadcast(key, latents(2)).result(WAIT)
-        received.result(WAIT)
-        buffers = joined.network.transports[1].received
-        assert [each.is_released for each in buffers] == [True]
+        tensor = received.result(WAIT)
+        assert len(joined.network.transports[1].released_sizes) == 1
+        assert same_bits(tensor, latents(2))  # the memory outlives the budget
 
 
 def test_image_hint_is_for_images_only() -> None:
@@ -235,15 +234,6 @@ def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
         sent = leader.broadcast(later, latents(1))
         follower.broadcast(later).result(WAIT)
         sent.result(WAIT)
-
-
-def test_a_peer_that_never_connects_ends_a_receive_with_its_name() -> None:
-    with FakeClusters(2, ack_timeout=0.01, max_retries=1) as joined:
-        handle = joined.clusters[0].fan_in(CollectiveKey("job", "9"), latents(1))
-        with pytest.raises(
-            TransferTimeout, match=r"from instance 1: instance 1 \(127.0.0.1:9001\)"
-        ):
-            handle.result(WAIT)
 
 
 def test_cancel_cancels_the_transfers() -> None:
@@ -302,7 +292,7 @@ def test_a_corrupt_payload_names_its_sender() -> None:
         joined.clusters[1].fan_in(CollectiveKey("job", "9"), latents(1))
         with pytest.raises(CorruptPayload, match="from instance 1"):
             handle.result(WAIT)
-        assert joined.network.transports[0].received[0].is_released
+        assert len(joined.network.transports[0].released_sizes) == 1
 
 
 def test_parts_that_do_not_fit_together_are_named() -> None:
