@@ -1,0 +1,213 @@
+"""The packet engine: the contract that both `_fastpath` (compiled) and `_fastpath_py` (twin) keep.
+
+Sans-I/O: packets and `now` (monotonic seconds) go in, packets and events come out. The compiled
+engine also has loops that do the same on a socket, without the GIL (`HAS_LOOPS`).
+
+Sizes are bytes of UDP payload, times are seconds, addresses are (IP literal, port). A packet from
+the network never raises: what is not acceptable is counted (`PacketEngine.stats`) and dropped.
+docs/protocol.md describes the packets and the rules.
+"""
+
+from typing import Final
+
+from typing_extensions import Buffer
+
+Address = tuple[str, int]
+
+KIND_HELLO: Final[int]
+KIND_MESSAGE: Final[int]
+KIND_CHUNK: Final[int]
+KIND_SACK: Final[int]
+HEADER_SIZE: Final[int]
+CHUNK_HEADER_SIZE: Final[int]
+SACK_HEADER_SIZE: Final[int]
+TAG_SIZE: Final[int]
+MIN_PACKET_SIZE: Final[int]
+MAX_PACKET_SIZE: Final[int]
+MESSAGE_PAYLOAD_LIMIT: Final[int]
+SACK_MAX_WORDS: Final[int]
+HISTORY_WINDOW: Final[int]
+MAX_PEERS: Final[int]
+COUNTERS: Final[tuple[str, ...]]
+EVENT_HELLO: Final[int]
+EVENT_MESSAGE: Final[int]
+EVENT_INCOMING_COMPLETE: Final[int]
+EVENT_OUTGOING_ACKED: Final[int]
+IS_COMPILED: Final[bool]
+HAS_LOOPS: Final[bool]
+
+def chunk_size_for(packet_size: int) -> int:
+    """Return the payload bytes of a chunk in packets of `packet_size` bytes."""
+
+def pack_header(kind: int, session: int, counter: int) -> bytes: ...
+def parse_header(packet: Buffer) -> tuple[int, int, int] | None:
+    """Return (kind, session, counter), or None for anything but a packet of this protocol."""
+
+def pack_chunk_header(
+    buffer_id: int, chunk_index: int, total_chunks: int, chunk_size: int
+) -> bytes: ...
+def parse_chunk_header(payload: Buffer) -> tuple[int, int, int, int] | None: ...
+def pack_sack(largest: int, ack_delay_us: int, receive_window: int, words: list[int]) -> bytes: ...
+def parse_sack(payload: Buffer) -> tuple[int, int, int, list[int]] | None: ...
+
+class ChunkBitmap:
+    """Which of `chunk_count` chunks are there."""
+
+    def __init__(self, chunk_count: int) -> None: ...
+    @property
+    def chunk_count(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def is_complete(self) -> bool: ...
+    def add(self, index: int) -> bool:
+        """Return True when the chunk is new, False when it was there or is out of range."""
+
+    def __contains__(self, index: int) -> bool: ...
+    def first_missing(self) -> int: ...
+    def missing_ranges(self, limit: int) -> list[tuple[int, int]]: ...
+
+class ReceiveHistory:
+    """The last `HISTORY_WINDOW` packet counters of a peer."""
+
+    @property
+    def largest(self) -> int: ...
+    def is_new(self, counter: int) -> bool: ...
+    def add(self, counter: int) -> None: ...
+    def sack_words(self) -> list[int]: ...
+
+class RttEstimator:
+    """Smoothed round-trip time and its variance (RFC 6298), seconds."""
+
+    @property
+    def has_sample(self) -> bool: ...
+    @property
+    def latest(self) -> float: ...
+    @property
+    def smoothed(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+    @property
+    def minimum(self) -> float: ...
+    @property
+    def retransmit_timeout(self) -> float: ...
+    def loss_delay(self, reordering: float) -> float: ...
+    def on_sample(self, sample: float, ack_delay: float = 0.0) -> None: ...
+
+class CongestionController:
+    """The congestion window of one path, bytes (RFC 9002 section 7)."""
+
+    def __init__(self, packet_size: int) -> None: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def is_slow_start(self) -> bool: ...
+    def on_packet_acked(self, size: int, sent_at: float, bytes_in_flight: int) -> None: ...
+    def on_packets_lost(self, newest_sent_at: float, now: float) -> None: ...
+    def on_persistent_loss(self) -> None: ...
+
+class Pacer:
+    """A token bucket: when the next packet may go (RFC 9002 section 7.7)."""
+
+    def __init__(self, packet_size: int) -> None: ...
+    def refill(self, now: float, rate: float) -> None: ...
+    @property
+    def ready_at(self) -> float: ...
+    def on_packet_sent(self, size: int) -> None: ...
+
+class PacketEngine:
+    """All flows of one instance. Any thread may call any method."""
+
+    def __init__(self, *, burst_size: int = 174, receive_capacity: int = 1 << 20) -> None:
+        """`burst_size`: packets a burst. `receive_capacity`: bytes that the socket's buffer holds,
+        shared among the peers that send."""
+
+    def allow_address(self, address: Address) -> None:
+        """Accept HELLO packets from this address; from all others they are counted and dropped."""
+
+    def disallow_address(self, address: Address) -> None: ...
+    def connect_peer(
+        self,
+        peer: int,
+        address: Address,
+        *,
+        local_session: int,
+        remote_session: int,
+        packet_size: int = ...,
+        now: float,
+    ) -> None:
+        """Start a flow with a peer; an older one with it, and its buffers, end without events.
+
+        Packets to the peer carry `remote_session`, packets from it must carry `local_session` and
+        come from `address`. Raises ValueError for values out of range.
+        """
+
+    def disconnect_peer(self, peer: int) -> None: ...
+    def send_hello(self, address: Address, payload: bytes) -> None:
+        """Queue a HELLO packet: no session, no acknowledgement."""
+
+    def send_message(self, peer: int, payload: bytes) -> bool:
+        """Queue a message; it is sent once, before any chunk. False: not connected, or too many
+        are queued. Raises ValueError above MESSAGE_PAYLOAD_LIMIT."""
+
+    def open_outgoing(
+        self, peer: int, buffer_id: int, prefix: bytes, body: Buffer, *, chunk_size: int
+    ) -> None:
+        """Send `prefix`, then `body`, as one buffer; the memory of `body` is read until it is
+        closed. EVENT_OUTGOING_ACKED follows once every chunk is acknowledged."""
+
+    def close_outgoing(self, buffer_id: int) -> None:
+        """Stop sending. When it returns the memory is no longer read. Unknown ids are ignored."""
+
+    def open_incoming(
+        self, peer: int, buffer_id: int, destination: Buffer, *, size: int, chunk_size: int
+    ) -> None:
+        """Accept a buffer of `size` bytes into `destination`. EVENT_INCOMING_COMPLETE follows once
+        every chunk is there. Raises ValueError when the memory is too small."""
+
+    def close_incoming(self, buffer_id: int) -> None:
+        """Refuse further chunks. When it returns the memory is no longer written."""
+
+    def receive_packet(self, packet: bytes, address: Address, now: float) -> None: ...
+    def packets_to_send(self, now: float, *, limit: int = 0) -> list[tuple[Address, bytes]]:
+        """Do what is due, and return up to `limit` packets (0: a burst)."""
+
+    def next_timer(self) -> float | None:
+        """Return when `packets_to_send` has something to do; 0.0: at once, None: never."""
+
+    def take_events(self) -> list[tuple[object, ...]]:
+        """Return what happened since the last call, in order:
+
+        (EVENT_HELLO, address, payload), (EVENT_MESSAGE, peer, payload),
+        (EVENT_INCOMING_COMPLETE, peer, buffer_id), (EVENT_OUTGOING_ACKED, peer, buffer_id).
+        """
+
+    def peer_stats(self, peer: int) -> dict[str, float | int]:
+        """Return the peer's numbers, named in docs/protocol.md. Raises ValueError for an unknown
+        peer."""
+
+    def stats(self) -> dict[str, int]:
+        """Return how many packets were dropped, by reason."""
+
+    # The compiled engine only.
+
+    @property
+    def event_fd(self) -> int:
+        """A descriptor that is readable while `take_events` has something to return."""
+
+    def clear_event_fd(self) -> None:
+        """Make `event_fd` quiet again; `take_events` comes after it."""
+
+    def receive_loop(self, fd: int, *, use_gro: bool = True, use_mmsg: bool = True) -> None:
+        """Receive from the UDP socket `fd` until `stop_loops`; send SACKs on it. Without the GIL.
+        Raises OSError when the socket is beyond use."""
+
+    def send_loop(self, fd: int, *, use_gso: bool = True, use_mmsg: bool = True) -> None:
+        """Send on the UDP socket `fd` until `stop_loops`. Without the GIL. Raises OSError when the
+        socket is beyond use."""
+
+    def stop_loops(self) -> None:
+        """Make both loops return, for good."""
+
+    def loop_stats(self) -> dict[str, int]:
+        """Return receive_calls, send_calls, send_errors, receive_errors, socket_full."""
