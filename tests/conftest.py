@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
 
 import pytest
 
 from comfy_cluster.config import ClusterConfig
-
-LOOPBACK = "127.0.0.1"
 
 
 @pytest.fixture
@@ -25,13 +22,3 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 def config() -> ClusterConfig:
     """A cluster of one."""
     return ClusterConfig(memory_budget=1 << 28)
-
-
-@pytest.fixture
-def make_config() -> Callable[..., ClusterConfig]:
-    """`make_config(index, ports)`: an instance of a static cluster on this machine."""
-
-    def make(instance_index: int, ports: list[int]) -> ClusterConfig:
-        return ClusterConfig.static(instance_index, [(LOOPBACK, port) for port in ports])
-
-    return make
