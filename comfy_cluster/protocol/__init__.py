@@ -1,0 +1,48 @@
+"""The sans-I/O protocol core: connections, messages and buffers of one instance.
+
+No socket, thread, clock or torch in here. Used by `transport/`, through `Endpoint`; the layers
+above see the events only. Where to look: `endpoint.py` routes, `dispatch.py` receives;
+`handshake.py`, `connections.py` and `liveness.py` are about peers; `outbox.py`, `inbox.py`,
+`courier.py` and `messages.py` about messages; `outgoing_*.py`, `incoming_*.py`, `claims.py` and
+`budget.py` about buffers.
+"""
+
+from comfy_cluster.protocol.endpoint import Endpoint
+from comfy_cluster.protocol.engine_port import Address, EnginePort
+from comfy_cluster.protocol.events import (
+    BufferArrived,
+    BufferFailed,
+    BufferSent,
+    Event,
+    IncomingFailed,
+    MessageDelivered,
+    MessageFailed,
+    MessageReceived,
+    PeerConnected,
+    PeerLost,
+    PeerRefused,
+)
+from comfy_cluster.protocol.outgoing_buffer import OutgoingPayload
+from comfy_cluster.protocol.settings import ProtocolSettings
+from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
+
+__all__ = [
+    "Address",
+    "BufferArrived",
+    "BufferFailed",
+    "BufferSent",
+    "Endpoint",
+    "EnginePort",
+    "Event",
+    "IncomingFailed",
+    "MessageDelivered",
+    "MessageFailed",
+    "MessageReceived",
+    "OutgoingPayload",
+    "PeerConnected",
+    "PeerInfo",
+    "PeerLost",
+    "PeerRefused",
+    "ProtocolSettings",
+    "ProtocolStats",
+]

@@ -1,0 +1,288 @@
+"""The members of the cluster: saying HELLO to them, connecting, and losing them.
+
+Owns the `Peer`s. What becomes of messages and buffers is not known here: the listener is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+from comfy_cluster.errors import LocalProtocolError, PeerLost, RemoteProtocolError
+from comfy_cluster.protocol import events
+from comfy_cluster.protocol.engine_port import Address, EnginePort
+from comfy_cluster.protocol.handshake import Connection, Handshake
+from comfy_cluster.protocol.inbox import Inbox
+from comfy_cluster.protocol.liveness import Liveness
+from comfy_cluster.protocol.outbox import Outbox
+from comfy_cluster.protocol.peers import FIRST_HELLO_DELAY, LONGEST_HELLO_DELAY, Peer
+from comfy_cluster.protocol.settings import ProtocolSettings
+from comfy_cluster.protocol.stats import ProtocolStats
+from comfy_cluster.protocol.timers import TimerKind, Timers
+from comfy_cluster.wire import Announce, Message, MessageType
+
+logger = logging.getLogger("comfy_cluster.protocol")
+
+HELLO_GROWTH = 1.5
+# Answers to one peer's HELLOs, a second: far above what a handshake needs, so that HELLOs with a
+# forged sender cannot make this instance flood that peer.
+ANSWERS_PER_SECOND = 20
+LARGEST_REFUSALS = 8  # reasons kept for one peer; more would be somebody making them up
+
+
+class ConnectionListener(Protocol):
+    def on_connected(self, peer: Peer, now: float) -> None: ...
+
+    def on_lost(self, peer: Peer, error: PeerLost, now: float) -> None: ...
+
+
+class Connections:
+    """`emit` takes events for the layer above."""
+
+    def __init__(
+        self,
+        *,
+        settings: ProtocolSettings,
+        engine: EnginePort,
+        rng: random.Random,
+        timers: Timers,
+        stats: ProtocolStats,
+        emit: Callable[[events.Event], None],
+        send_heartbeat: Callable[[int], None],
+        listener: ConnectionListener,
+    ) -> None:
+        self.peers: dict[int, Peer] = {}
+        self._settings = settings
+        self._engine = engine
+        self._rng = rng
+        self._timers = timers
+        self._stats = stats
+        self._emit = emit
+        self._listener = listener
+        self._by_address: dict[Address, Peer] = {}
+        self._liveness = Liveness(
+            settings=settings,
+            engine=engine,
+            timers=timers,
+            send_heartbeat=send_heartbeat,
+            on_silent=self._on_silent,
+        )
+
+    # Members
+
+    def add(self, index: int, address: Address, now: float) -> None:
+        """Begin to say HELLO to a member, or learn that its address is another one now."""
+        self._check_member(index, address)
+        peer = self.peers.get(index)
+        if peer is None:
+            peer = self.peers[index] = self._new_peer(index, address)
+        elif peer.address == address:
+            return
+        else:
+            self._forget_address(peer)
+            peer.address = address
+        self._by_address[address] = peer
+        self._engine.allow_address(address)
+        if not peer.is_connected:
+            self._say_hello_soon(peer, now)
+
+    def remove(self, index: int, now: float) -> None:
+        """Forget a member; what is in transfer with it fails."""
+        peer = self.peers.get(index)
+        if peer is None:
+            return
+        self.lose(peer, "removed from the cluster", now)
+        self._timers.cancel(TimerKind.HELLO, index)
+        self._forget_address(peer)
+        del self.peers[index]
+
+    def is_connected(self, index: int) -> bool:
+        peer = self.peers.get(index)
+        return peer is not None and peer.is_connected
+
+    def _check_member(self, index: int, address: Address) -> None:
+        ours = self._settings
+        if index == ours.instance_index or not 0 <= index < ours.instance_count:
+            raise LocalProtocolError(
+                f"instance {index} cannot be a peer of instance {ours.instance_index} in a cluster"
+                f" of {ours.instance_count}"
+            )
+        owner = self._by_address.get(address)
+        if owner is not None and owner.index != index:
+            raise LocalProtocolError(
+                f"instances {owner.index} and {index} cannot both be at {address[0]}:{address[1]}"
+            )
+
+    def _new_peer(self, index: int, address: Address) -> Peer:
+        outbox = Outbox(
+            index,
+            settings=self._settings,
+            timers=self._timers,
+            stats=self._stats,
+            send=lambda packed: self._engine.send_message(index, packed),
+        )
+        handshake = Handshake(index, settings=self._settings, new_session=self._new_session)
+        return Peer(index, address, handshake, outbox, answer_tokens=ANSWERS_PER_SECOND)
+
+    def _forget_address(self, peer: Peer) -> None:
+        del self._by_address[peer.address]
+        self._engine.disallow_address(peer.address)
+
+    def _new_session(self) -> int:
+        """A random u32, not 0, that no peer of ours has: the engine finds the peer by it."""
+        used = {0}.union(*(peer.handshake.sessions for peer in self.peers.values()))
+        while (session := self._rng.getrandbits(32)) in used:
+            pass
+        return session
+
+    # HELLO
+
+    def on_hello(self, address: Address, payload: bytes, now: float) -> None:
+        peer = self._by_address.get(address)
+        if peer is None:
+            return
+        announce = self._parse_hello(payload)
+        if announce is None:
+            self._stats.messages_malformed += 1
+            return
+        self._stats.hellos_received += 1
+        outcome = peer.handshake.on_hello(announce)
+        if outcome.refusal:
+            self._refuse(peer, outcome.refusal)
+        if outcome.is_stale:
+            self._stats.hellos_stale += 1
+        if outcome.answer is not None:
+            self._answer(peer, outcome.answer, now)
+        if outcome.connection is not None:
+            self._connect(peer, outcome.connection, now)
+
+    def on_hello_timer(self, index: int, now: float) -> None:
+        peer = self.peers.get(index)
+        if peer is None or (peer.is_connected and peer.is_confirmed):
+            return
+        self._send_hello(peer, peer.handshake.hello())
+        self._say_hello_soon(peer, now)
+        peer.hello_delay = min(peer.hello_delay * HELLO_GROWTH, LONGEST_HELLO_DELAY)
+
+    def on_message(self, peer: Peer) -> None:
+        """The peer has the connection: no more HELLOs."""
+        if not peer.is_confirmed:
+            peer.is_confirmed = True
+            self._timers.cancel(TimerKind.HELLO, peer.index)
+
+    def _parse_hello(self, payload: bytes) -> Announce | None:
+        try:
+            message = Message.parse(payload)
+            if message.message_type is not MessageType.ANNOUNCE:
+                return None
+            return Announce.parse(message.payload)
+        except RemoteProtocolError as error:
+            logger.debug("< HELLO dropped: %s", error)
+            return None
+
+    def _answer(self, peer: Peer, announce: Announce, now: float) -> None:
+        earned = (now - peer.answered_at) * ANSWERS_PER_SECOND
+        peer.answer_tokens = min(peer.answer_tokens + earned, ANSWERS_PER_SECOND)
+        peer.answered_at = now
+        if peer.answer_tokens < 1:
+            self._stats.hellos_unanswered += 1
+            return
+        peer.answer_tokens -= 1
+        self._send_hello(peer, announce)
+
+    def _send_hello(self, peer: Peer, announce: Announce) -> None:
+        message = Message(
+            message_id=0,
+            message_type=MessageType.ANNOUNCE,
+            sender_instance=self._settings.instance_index,
+            target_instance=peer.index,
+            payload=announce.pack(),
+        )
+        self._stats.hellos_sent += 1
+        self._engine.send_hello(peer.address, message.pack())
+
+    def _say_hello_soon(self, peer: Peer, now: float) -> None:
+        delay = peer.hello_delay * self._rng.uniform(0.8, 1.2)
+        if peer.hello_delay == FIRST_HELLO_DELAY and not peer.is_connected:
+            delay *= self._rng.random()  # the very first one soon, yet not all instances at once
+        self._timers.set(TimerKind.HELLO, peer.index, now + delay)
+
+    def _refuse(self, peer: Peer, reason: str) -> None:
+        self._stats.peers_refused += 1
+        if reason in peer.refusals or len(peer.refusals) >= LARGEST_REFUSALS:
+            return
+        peer.refusals.add(reason)
+        logger.warning("! %d refused: %s", peer.index, reason)
+        self._emit(events.PeerRefused(peer.index, reason))
+
+    # Connections
+
+    def _connect(self, peer: Peer, connection: Connection, now: float) -> None:
+        if peer.connection is not None:
+            reason = _why_replaced(peer.connection, connection)
+            self._end(peer, reason, now)
+        peer.connection = connection
+        peer.connected_at = now
+        peer.is_confirmed = False
+        peer.inbox = Inbox()
+        peer.refusals.clear()
+        peer.hello_delay = FIRST_HELLO_DELAY
+        receivable = connection.announce.packet_size
+        peer.packet_size = self._settings.packet_size_to(peer.address, receivable)
+        self._engine.connect_peer(
+            peer.index,
+            peer.address,
+            local_session=connection.local_session,
+            remote_session=connection.remote_session,
+            packet_size=peer.packet_size,
+            now=now,
+        )
+        self._stats.connections_made += 1
+        logger.debug("= %d connected, boot id %016x", peer.index, connection.boot_id)
+        self._emit(events.PeerConnected(peer.index, connection.boot_id, peer.address))
+        self._liveness.add(peer.index, now)
+        self._say_hello_soon(peer, now)
+        self._listener.on_connected(peer, now)
+
+    def lose(self, peer: Peer, reason: str, now: float) -> None:
+        """End the connection, if there is one; HELLOs begin anew."""
+        if peer.is_connected:
+            peer.handshake.on_lost()
+        self._end(peer, reason, now)
+        peer.hello_delay = FIRST_HELLO_DELAY
+        self._say_hello_soon(peer, now)
+
+    def close(self) -> None:
+        """Forget all connections; the engine keeps them, to send what is queued."""
+        for peer in self.peers.values():
+            peer.connection = None
+            self._liveness.remove(peer.index)
+            self._timers.cancel(TimerKind.HELLO, peer.index)
+
+    def on_liveness_timer(self, now: float) -> None:
+        self._liveness.on_timer(now)
+
+    def _on_silent(self, index: int, silence: float, now: float) -> None:
+        logger.warning("Instance timeout: instance %d was silent for %.1f s", index, silence)
+        self.lose(self.peers[index], f"silent for {silence:.1f} s", now)
+
+    def _end(self, peer: Peer, reason: str, now: float) -> None:
+        """Everything of the present connection fails. Without one, what waits for one does."""
+        error = PeerLost(f"instance {peer.index} was lost: {reason}", peer=peer.index)
+        if peer.is_connected:
+            peer.connection = None
+            self._engine.disconnect_peer(peer.index)
+            self._liveness.remove(peer.index)
+            self._stats.connections_lost += 1
+            logger.info("= %d lost: %s", peer.index, reason)
+            self._emit(events.PeerLost(peer.index, reason))
+        peer.outbox.on_lost(error, now)
+        self._listener.on_lost(peer, error, now)
+
+
+def _why_replaced(old: Connection, new: Connection) -> str:
+    if old.boot_id != new.boot_id:
+        return "restarted"
+    return "it lost this instance for a while and connected anew"

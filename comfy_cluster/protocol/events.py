@@ -1,0 +1,116 @@
+"""What the protocol core tells the layer above: frozen values, taken with `Endpoint.next_event`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from comfy_cluster.errors import ClusterError
+from comfy_cluster.wire import MessageType, TransferKey
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """Both sides hold each other's session id: messages and buffers can go."""
+
+    peer: int
+    boot_id: int
+    """Another one than last time: the peer was restarted in between."""
+    address: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The connection is over; what was in transfer fails in the events that follow this one."""
+
+    peer: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """An instance answered that cannot be part of this cluster; once for each reason."""
+
+    peer: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    peer: int
+    message_type: MessageType
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDelivered:
+    """The peer acknowledged the message."""
+
+    message_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFailed:
+    message_id: int
+    error: ClusterError
+
+
+@dataclass(frozen=True, slots=True)
+class BufferArrived:
+    """A buffer is complete and not yet verified: answer with `confirm_buffer` or `reject_buffer`.
+
+    `memory` is what `allocate(size)` gave; nobody writes into it any more.
+    """
+
+    peer: int
+    buffer_id: int
+    key: TransferKey
+    message_type: MessageType
+    memory: Buffer
+    size: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSent:
+    """The receiver confirmed the digest; `buffer_id` is what `send_buffer` returned."""
+
+    buffer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class BufferFailed:
+    """`buffer_id` is what `send_buffer` returned."""
+
+    buffer_id: int
+    error: ClusterError
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingFailed:
+    """Nothing will arrive under this key, or what arrived is gone.
+
+    `buffer_id` names the buffer of an earlier `BufferArrived` that is gone; None if none arrived.
+    """
+
+    key: TransferKey
+    peer: int
+    error: ClusterError
+    buffer_id: int | None = None
+
+
+Event = (
+    PeerConnected
+    | PeerLost
+    | PeerRefused
+    | MessageReceived
+    | MessageDelivered
+    | MessageFailed
+    | BufferArrived
+    | BufferSent
+    | BufferFailed
+    | IncomingFailed
+)

@@ -1,0 +1,47 @@
+"""One buffer that a peer announced, as a value and its state; `incoming_buffers.py` moves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from comfy_cluster.wire import BufferAnnouncement, MessageType, TransferKey
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class IncomingState(Enum):
+    QUEUED = "waits for memory"
+    RECEIVING = "has memory; chunks may come"
+    ARRIVED = "complete; the layer above verifies it"
+    HELD = "verified; the layer above has it, or nobody came for it yet"
+
+
+@dataclass(slots=True, eq=False)
+class IncomingBuffer:
+    peer: int
+    message_type: MessageType
+    announcement: BufferAnnouncement
+    order: int
+    is_claimed: bool
+    state: IncomingState = IncomingState.QUEUED
+    memory: Buffer | None = None
+
+    @property
+    def buffer_id(self) -> int:
+        return self.announcement.buffer_id
+
+    @property
+    def key(self) -> TransferKey:
+        return self.announcement.key
+
+    @property
+    def size(self) -> int:
+        return self.announcement.size
+
+    @property
+    def is_message(self) -> bool:
+        """It holds one large message, which is for the core itself."""
+        return self.message_type is MessageType.MESSAGE_BUFFER

@@ -1,0 +1,116 @@
+"""All incoming buffers by id and key, with their memory and their share of the budget.
+
+Knows no peer and sends nothing: `incoming_buffers.py` decides what happens, this keeps the books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from comfy_cluster.protocol.budget import IncomingBudget
+from comfy_cluster.protocol.engine_port import EnginePort
+from comfy_cluster.protocol.incoming_buffer import IncomingBuffer, IncomingState
+from comfy_cluster.protocol.incoming_queue import IncomingQueue
+from comfy_cluster.protocol.timers import TimerKind, Timers
+from comfy_cluster.wire import BufferAnnouncement, MessageType, TransferKey
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Seconds that an arrived buffer waits for somebody to claim it. Far longer than two instances of a
+# job are apart when one of them still loads its models; it only bounds what an aborted job leaves.
+UNCLAIMED_TIMEOUT = 600.0
+
+
+class IncomingStore:
+    def __init__(
+        self,
+        *,
+        budget: IncomingBudget,
+        engine: EnginePort,
+        timers: Timers,
+        allocate: Callable[[int], Buffer],
+    ) -> None:
+        self.queue = IncomingQueue(budget)
+        self._budget = budget
+        self._engine = engine
+        self._timers = timers
+        self._allocate = allocate
+        self._buffers: dict[int, IncomingBuffer] = {}
+        self._by_key: dict[TransferKey, dict[int, IncomingBuffer]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def __contains__(self, buffer_id: int) -> bool:
+        return buffer_id in self._buffers
+
+    def get(self, buffer_id: int, *states: IncomingState) -> IncomingBuffer | None:
+        """The buffer, if it is there and in one of `states` (any, if none is given)."""
+        buffer = self._buffers.get(buffer_id)
+        return buffer if buffer is not None and (not states or buffer.state in states) else None
+
+    def in_states(self, *states: IncomingState) -> list[IncomingBuffer]:
+        return [buffer for buffer in self._buffers.values() if buffer.state in states]
+
+    def has_key(self, key: TransferKey) -> bool:
+        return key in self._by_key
+
+    def add(
+        self,
+        peer: int,
+        message_type: MessageType,
+        announcement: BufferAnnouncement,
+        *,
+        is_claimed: bool,
+    ) -> IncomingBuffer:
+        self._count += 1
+        buffer = IncomingBuffer(peer, message_type, announcement, self._count, is_claimed)
+        self._buffers[buffer.buffer_id] = buffer
+        self._by_key.setdefault(buffer.key, {})[buffer.buffer_id] = buffer
+        return buffer
+
+    def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
+        """Take memory and its share of the budget. None: there is no memory."""
+        is_inline = buffer.announcement.inline_payload is not None
+        self._budget.take(buffer.size, is_claimed=buffer.is_claimed)
+        buffer.state = IncomingState.ARRIVED if is_inline else IncomingState.RECEIVING
+        try:
+            buffer.memory = self._allocate(buffer.size)
+        except MemoryError:
+            return None
+        return buffer.memory
+
+    def set_claimed(self, key: TransferKey, is_claimed: bool, now: float) -> None:
+        for buffer in list(self._by_key.get(key, {}).values()):
+            if buffer.state is IncomingState.QUEUED:
+                self.queue.set_claimed(buffer, is_claimed)
+                continue
+            self._budget.move(buffer.size, to_claimed=is_claimed)
+            buffer.is_claimed = is_claimed
+            self.set_unclaimed_timer(buffer, now)
+
+    def set_unclaimed_timer(self, buffer: IncomingBuffer, now: float) -> None:
+        if buffer.state is IncomingState.HELD and not buffer.is_claimed:
+            self._timers.set(TimerKind.UNCLAIMED, buffer.buffer_id, now + UNCLAIMED_TIMEOUT)
+        else:
+            self._timers.cancel(TimerKind.UNCLAIMED, buffer.buffer_id)
+
+    def remove(self, buffer: IncomingBuffer) -> None:
+        """Forget a buffer in any state; the engine touches its memory no more after this."""
+        del self._buffers[buffer.buffer_id]
+        same_key = self._by_key[buffer.key]
+        del same_key[buffer.buffer_id]
+        if not same_key:
+            del self._by_key[buffer.key]
+        if buffer.state is IncomingState.QUEUED:
+            self.queue.remove(buffer)
+            return
+        self._engine.close_incoming(buffer.buffer_id)
+        if buffer.state is IncomingState.RECEIVING:
+            self.queue.on_closed(buffer.peer)
+        self._timers.cancel(TimerKind.UNCLAIMED, buffer.buffer_id)
+        self._budget.give_back(buffer.size, is_claimed=buffer.is_claimed)
+        buffer.memory = None
