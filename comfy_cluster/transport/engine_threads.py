@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,8 +60,8 @@ class CompiledLoops:
         """Nothing to do: the engine closes what is its own."""
 
     def stats(self) -> dict[str, int]:
-        """None here: they are among the engine's own."""
-        return {}
+        """Calls and errors of the socket, docs/protocol.md defines them."""
+        return dict(self._engine.loop_stats())
 
 
 class EngineThreads:
@@ -74,8 +75,7 @@ class EngineThreads:
         on_failure: Callable[[BaseException], object],
     ) -> None:
         """`on_failure(error)` is called on a thread that dies by itself."""
-        has_loops = hasattr(engine, "receive_loop")
-        self._loops: _Loops = (CompiledLoops if has_loops else PythonLoops)(engine, sock)
+        self._loops: _Loops = (CompiledLoops if _has_loops(engine) else PythonLoops)(engine, sock)
         self._on_failure = on_failure
         self._is_stopping = False
         self._threads = [
@@ -128,3 +128,9 @@ class EngineThreads:
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             if not self._is_stopping:
                 self._on_failure(error)
+
+
+def _has_loops(engine: Any) -> bool:
+    """The compiled engine has none on Windows; its module tells."""
+    module = sys.modules[type(engine).__module__]
+    return bool(getattr(module, "HAS_LOOPS", False))

@@ -1,0 +1,161 @@
+"""The control thread: commands in order, timers, events, an end that is noticed."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from comfy_cluster import _fastpath_py
+from comfy_cluster.transport.control import ControlThread
+from comfy_cluster.transport.engine_threads import EngineThreads
+from comfy_cluster.transport.sockets import open_udp_socket
+
+WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
+
+
+class FakeCore:
+    """Counts turns; has events and a timer as the test wants."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.timer: float | None = None
+        self.fired_at: queue.Queue[float] = queue.Queue()
+        self.events: list[str] = []
+        self.engine_events = 0
+        self.closed_at: float | None = None
+
+    def handle_engine_events(self, now: float) -> None:
+        self.turns += 1
+
+    def handle_timers(self, now: float) -> None:
+        if self.timer is not None and now >= self.timer:
+            self.timer = None
+            self.fired_at.put(now)
+
+    def next_timer(self) -> float | None:
+        return self.timer
+
+    def next_event(self) -> str | None:
+        return self.events.pop(0) if self.events else None
+
+    def close(self, now: float) -> None:
+        self.closed_at = now
+        self.events.append("closed")
+
+
+class Setup:
+    def __init__(self) -> None:
+        self.core = FakeCore()
+        self.sock = open_udp_socket("127.0.0.1", 0)
+        self.events: queue.Queue[str] = queue.Queue()
+        self.failures: queue.Queue[BaseException] = queue.Queue()
+        engine = _fastpath_py.PacketEngine()
+        self.engine_threads = EngineThreads(engine, self.sock, on_failure=self.failures.put)
+        self.control: ControlThread[str] = ControlThread(
+            self.core,
+            self.engine_threads,
+            on_event=self.events.put,
+            on_failure=self.failures.put,
+        )
+        self.engine_threads.start()
+        self.control.start()
+
+    def close(self) -> None:
+        assert self.control.stop()
+        assert self.engine_threads.stop()
+        self.sock.close()
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    made = Setup()
+    yield made
+    made.close()
+
+
+def run(control: ControlThread[str], fn: Callable[[float], object] = lambda now: None) -> object:
+    """Has `fn` called on the control thread, and waits for it."""
+    answer: queue.Queue[object] = queue.Queue()
+    control.post(lambda now: answer.put(fn(now)))
+    return answer.get(timeout=WAIT)
+
+
+def test_commands_run_in_order_on_the_control_thread(setup: Setup) -> None:
+    done: list[int] = []
+    for number in range(1000):
+        setup.control.post(lambda _, number=number: done.append(number))  # type: ignore[misc]
+    name = run(setup.control, lambda _: threading.current_thread().name)
+    assert (done, name) == (list(range(1000)), "comfy-cluster-control")
+    assert run(setup.control, lambda _: setup.control.is_current) is True
+    assert not setup.control.is_current
+
+
+def test_command_posted_by_a_command_runs(setup: Setup) -> None:
+    answer: queue.Queue[str] = queue.Queue()
+    setup.control.post(lambda _: setup.control.post(lambda _: answer.put("inner")))
+    assert answer.get(timeout=WAIT) == "inner"
+
+
+def test_events_of_the_core_are_passed_on(setup: Setup) -> None:
+    run(setup.control, lambda _: setup.core.events.extend(["a", "b"]))
+    assert [setup.events.get(timeout=WAIT) for _ in range(2)] == ["a", "b"]
+
+
+def test_packet_that_arrives_gives_the_core_a_turn(setup: Setup) -> None:
+    run(setup.control)
+    before = run(setup.control, lambda _: setup.core.turns)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"noise", setup.sock.getsockname())
+    deadline = time.monotonic() + WAIT
+    assert isinstance(before, int)
+    while setup.core.turns <= before + 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert setup.core.turns > before + 1
+
+
+def test_timer_fires_when_it_is_due_and_not_before(setup: Setup) -> None:
+    due = time.monotonic() + 0.03
+
+    def set_timer(now: float) -> None:
+        setup.core.timer = due
+
+    run(setup.control, set_timer)
+    assert setup.core.fired_at.get(timeout=WAIT) >= due
+
+
+def test_without_anything_to_do_it_sleeps(setup: Setup) -> None:
+    run(setup.control)
+    before = run(setup.control, lambda _: setup.core.turns)
+    threading.Event().wait(0.2)
+    after = run(setup.control, lambda _: setup.core.turns)
+    assert isinstance(before, int) and isinstance(after, int)
+    assert after - before <= 3
+
+
+def test_stop_closes_the_core_and_passes_its_last_events_on(setup: Setup) -> None:
+    assert setup.control.stop() and setup.control.stop()
+    assert setup.core.closed_at is not None
+    assert setup.events.get(timeout=WAIT) == "closed"
+    assert setup.failures.empty()
+    assert "comfy-cluster-control" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_post_after_stop_is_harmless(setup: Setup) -> None:
+    setup.control.stop()
+    setup.control.post(lambda _: setup.failures.put(AssertionError("ran after its end")))
+    assert setup.failures.empty()
+
+
+def test_what_a_command_raises_ends_the_thread_and_is_told(setup: Setup) -> None:
+    def fail(now: float) -> None:
+        raise RuntimeError("a bug")
+
+    setup.control.post(fail)
+    assert str(setup.failures.get(timeout=WAIT)) == "a bug"
+    assert setup.control.stop()
+    assert setup.core.closed_at is None

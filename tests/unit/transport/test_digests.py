@@ -1,0 +1,131 @@
+"""Digests of payloads, made and checked away from the caller."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from comfy_cluster.codec.payload import EncodedPayload, digest_of
+from comfy_cluster.transport import digests
+from comfy_cluster.transport.digests import SMALL_PAYLOAD, DigestPool
+
+WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
+LARGE = 40 * SMALL_PAYLOAD
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.failures: queue.Queue[BaseException] = queue.Queue()
+        self.pool = DigestPool(on_failure=self.failures.put)
+
+
+@pytest.fixture
+def made() -> Iterator[Fixture]:
+    fixture = Fixture()
+    yield fixture
+    assert fixture.pool.close()
+
+
+def payload_of(size: int, fill: int = 7) -> EncodedPayload:
+    return EncodedPayload(b"prefix", memoryview(bytes([fill]) * (size - 6)), "raw")
+
+
+@pytest.mark.parametrize("size", [6, SMALL_PAYLOAD, SMALL_PAYLOAD + 1, LARGE])
+def test_digest_is_the_payloads(made: Fixture, size: int) -> None:
+    payload = payload_of(size)
+    answer: queue.Queue[bytes] = queue.Queue()
+    made.pool.digest(payload, answer.put)
+    assert answer.get(timeout=WAIT) == payload.digest()
+
+
+def test_large_payload_is_read_on_another_thread(made: Fixture) -> None:
+    names: queue.Queue[str] = queue.Queue()
+    made.pool.digest(payload_of(LARGE), lambda _: names.put(threading.current_thread().name))
+    assert names.get(timeout=WAIT).startswith("comfy-cluster-digest-")
+
+
+def test_payload_for_several_peers_is_read_once(
+    made: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    may_read = threading.Event()
+
+    def slow_digest(payload: EncodedPayload) -> bytes:
+        reads.append(payload.size)
+        assert may_read.wait(WAIT)
+        return b"digest"
+
+    monkeypatch.setattr(EncodedPayload, "digest", slow_digest)
+    answer: queue.Queue[bytes] = queue.Queue()
+    payload = payload_of(LARGE)
+    for _ in range(3):
+        made.pool.digest(payload, answer.put)
+    may_read.set()
+    assert [answer.get(timeout=WAIT) for _ in range(3)] == [b"digest"] * 3
+    assert reads == [LARGE]
+
+
+@pytest.mark.parametrize("size", [0, 100, LARGE])
+@pytest.mark.parametrize("is_right", [True, False])
+def test_verify(made: Fixture, size: int, is_right: bool) -> None:
+    data = memoryview(bytearray(size))
+    digest = digest_of(data) if is_right else bytes(16)
+    answer: queue.Queue[bool] = queue.Queue()
+    made.pool.verify(data, digest, answer.put)
+    assert answer.get(timeout=WAIT) is is_right
+
+
+def test_payload_is_let_go(made: Fixture) -> None:
+    payload = payload_of(LARGE)
+
+    class Memory(bytearray):
+        pass
+
+    memory = Memory(LARGE)
+    body = weakref.ref(memory)
+    payload = EncodedPayload(b"", memoryview(memory), "raw")
+    del memory
+    answer: queue.Queue[bytes] = queue.Queue()
+    made.pool.digest(payload, answer.put)
+    answer.get(timeout=WAIT)
+    made.pool.digest(payload_of(LARGE), answer.put)  # so that the first job is over for sure
+    answer.get(timeout=WAIT)
+    del payload
+    deadline = threading.Event()
+    for _ in range(100):
+        gc.collect()
+        if body() is None:
+            break
+        deadline.wait(0.01)
+    assert body() is None
+
+
+def test_no_thread_without_large_payloads(made: Fixture) -> None:
+    made.pool.digest(payload_of(100), lambda _: None)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("comfy-cluster-digest")]
+
+
+def test_close_ends_the_threads_and_later_work_is_dropped(made: Fixture) -> None:
+    answer: queue.Queue[bytes] = queue.Queue()
+    made.pool.digest(payload_of(LARGE), answer.put)
+    answer.get(timeout=WAIT)
+    assert made.pool.close() and made.pool.close()
+    made.pool.digest(payload_of(LARGE), answer.put)
+    assert answer.empty()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("comfy-cluster-digest")]
+
+
+def test_error_on_a_pool_thread_is_told(made: Fixture) -> None:
+    def fail(digest: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    made.pool.digest(payload_of(LARGE), fail)
+    assert str(made.failures.get(timeout=WAIT)) == "a bug"
+    assert digests.THREAD_COUNT == 2
