@@ -17,7 +17,7 @@ logger = logging.getLogger("comfy_cluster.engine")
 
 BUILD_COMMAND = "pip install --force-reinstall --no-deps ."
 NOT_BUILT = (
-    "The compiled packet engine is not there; the pure-Python engine runs instead: the same results,"
+    "The compiled packet engine is not there; the pure-Python engine runs instead: same results,"
     f" many times slower. To build it: {BUILD_COMMAND} (in the project's folder, with a C compiler)"
 )
 
