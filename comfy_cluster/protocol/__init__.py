@@ -22,7 +22,7 @@ from comfy_cluster.protocol.events import (
     PeerLost,
     PeerRefused,
 )
-from comfy_cluster.protocol.outgoing_buffer import OutgoingPayload
+from comfy_cluster.protocol.outgoing_buffer import PayloadParts
 from comfy_cluster.protocol.settings import ProtocolSettings
 from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
 
@@ -38,7 +38,7 @@ __all__ = [
     "MessageDelivered",
     "MessageFailed",
     "MessageReceived",
-    "OutgoingPayload",
+    "PayloadParts",
     "PeerConnected",
     "PeerInfo",
     "PeerLost",

@@ -102,6 +102,11 @@ class Connections:
         peer = self.peers.get(index)
         return peer is not None and peer.is_connected
 
+    def packet_size_to(self, index: int) -> int:
+        """Of the present connection; 0 without one."""
+        peer = self.peers.get(index)
+        return peer.packet_size if peer is not None and peer.is_connected else 0
+
     def _check_member(self, index: int, address: Address) -> None:
         ours = self._settings
         if index == ours.instance_index or not 0 <= index < ours.instance_count:
@@ -253,6 +258,11 @@ class Connections:
         self._end(peer, reason, now)
         peer.hello_delay = FIRST_HELLO_DELAY
         self._say_hello_soon(peer, now)
+
+    def on_unanswered(self, index: int, now: float) -> None:
+        """The peer never acknowledged a message between the cores."""
+        if self.is_connected(index):
+            self.lose(self.peers[index], "it does not acknowledge messages", now)
 
     def close(self) -> None:
         """Forget all connections; the engine keeps them, to send what is queued."""

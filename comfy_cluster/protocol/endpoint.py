@@ -32,7 +32,7 @@ from comfy_cluster.protocol.engine_port import Address, EnginePort
 from comfy_cluster.protocol.incoming_buffers import IncomingBuffers
 from comfy_cluster.protocol.incoming_store import IncomingStore
 from comfy_cluster.protocol.messages import UserMessages
-from comfy_cluster.protocol.outgoing_buffer import OutgoingPayload
+from comfy_cluster.protocol.outgoing_buffer import OutgoingPayload, PayloadParts
 from comfy_cluster.protocol.outgoing_buffers import OutgoingBuffers
 from comfy_cluster.protocol.peers import Peer
 from comfy_cluster.protocol.settings import ProtocolSettings
@@ -77,7 +77,7 @@ class Endpoint:
             rng=rng,
             peers=self._connections.peers,
             stats=self.stats,
-            on_unanswered=self._on_unanswered,
+            on_unanswered=self._connections.on_unanswered,
         )
         self._outgoing = OutgoingBuffers(
             settings=settings,
@@ -87,7 +87,7 @@ class Endpoint:
             rng=rng,
             timers=self._timers,
             stats=self.stats,
-            packet_size_to=self._packet_size_to,
+            packet_size_to=self._connections.packet_size_to,
         )
         self._messages = UserMessages(
             settings.instance_index,
@@ -184,14 +184,16 @@ class Endpoint:
         self,
         peer: int,
         key: TransferKey,
-        payload: OutgoingPayload,
+        payload: PayloadParts,
         *,
+        digest: bytes,
         message_type: MessageType,
         now: float,
     ) -> int:
         """Send one payload; one BufferSent or BufferFailed with the returned id follows.
 
-        The payload's memory is read until then. Raises LocalProtocolError.
+        `digest` is the xxh3_128 of the payload, whose memory is read until then. Raises
+        LocalProtocolError.
         """
         self._check_open()
         if message_type not in BUFFER_TYPES:
@@ -200,8 +202,9 @@ class Endpoint:
             raise LocalProtocolError(f"instance {peer} is not a peer of this instance")
         if key.source != self.settings.instance_index:
             raise LocalProtocolError(f"{key} cannot be sent by {self.settings.instance_index}")
+        owned = OutgoingPayload(payload.prefix, payload.body, digest)
         return self._outgoing.send(
-            peer, key, payload, message_type=message_type, listener=self, now=now
+            peer, key, owned, message_type=message_type, listener=self, now=now
         )
 
     def cancel_buffer(self, buffer_id: int, now: float) -> bool:
@@ -293,15 +296,6 @@ class Endpoint:
 
     def on_transfer_failed(self, transfer_id: int, error: ClusterError, now: float) -> None:
         self._events.append(events.BufferFailed(transfer_id, error))
-
-    def _on_unanswered(self, peer: int, now: float) -> None:
-        member = self._connections.peers.get(peer)
-        if member is not None and member.is_connected:
-            self._connections.lose(member, "it does not acknowledge messages", now)
-
-    def _packet_size_to(self, peer: int) -> int:
-        member = self._connections.peers.get(peer)
-        return member.packet_size if member is not None and member.is_connected else 0
 
     def _send_heartbeat(self, peer: int) -> None:
         self.stats.heartbeats_sent += 1

@@ -244,6 +244,7 @@ class IncomingBuffers:
     def _on_arrived(self, buffer: IncomingBuffer, now: float) -> None:
         buffer.state = ARRIVED
         self._stats.buffers_arrived += 1
+        logger.debug("< %d buffer %016x, %d bytes", buffer.peer, buffer.buffer_id, buffer.size)
         if buffer.is_message:
             self._on_message_buffer(buffer, now)
             return

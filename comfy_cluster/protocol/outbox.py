@@ -153,6 +153,7 @@ class Outbox:
             pending.fails_at = now + self._settings.message_timeout
             pending.retry_delay = max(self.rtt.retransmit_timeout, SHORTEST_RETRY)
             self._transmit(pending, now)
+            logger.debug("> %d %s %d", self._peer, pending.message.message_type.name, message_id)
 
     @property
     def _has_room(self) -> bool:

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from comfy_cluster.errors import ClusterError
-from comfy_cluster.wire import MessageType, TransferKey
+from comfy_cluster.errors import ClusterError, LocalProtocolError
+from comfy_cluster.wire import DIGEST_SIZE, LARGEST_BUFFER, MessageType, TransferKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+class PayloadParts(Protocol):
+    """The bytes of one buffer: `prefix` and then `body`. `codec.EncodedPayload` is one."""
+
+    @property
+    def prefix(self) -> bytes: ...
+
+    @property
+    def body(self) -> Buffer: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +31,12 @@ class OutgoingPayload:
     body: Buffer
     digest: bytes
     """xxh3_128 of both, 16 bytes, big-endian."""
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != DIGEST_SIZE:
+            raise LocalProtocolError(f"a digest has {DIGEST_SIZE} bytes, not {len(self.digest)}")
+        if self.size > LARGEST_BUFFER:
+            raise LocalProtocolError(f"a buffer of {self.size} bytes is above {LARGEST_BUFFER}")
 
     @property
     def size(self) -> int:

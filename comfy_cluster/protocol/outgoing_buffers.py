@@ -10,6 +10,7 @@ listener.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import Callable
@@ -46,6 +47,8 @@ from comfy_cluster.wire import (
     MessageType,
     TransferKey,
 )
+
+logger = logging.getLogger("comfy_cluster.protocol")
 
 LARGEST_INLINE = 900  # bytes; with a usual key the announcement still fits one packet
 _ENVELOPE = 32  # bytes; the other fields of ClusterMessage take 27 at most
@@ -210,6 +213,7 @@ class OutgoingBuffers:
             self._stats.buffers_sent += 1
             self._forget(buffer, now)
             self._send_accepted()
+            logger.debug("> %d buffer %016x done, %d bytes", peer, buffer.buffer_id, buffer.size)
             buffer.listener.on_transfer_done(buffer.transfer_id, now)
 
     def on_failed(self, peer: int, failed: BufferFailed, now: float) -> None:
