@@ -25,7 +25,7 @@ def build_cluster(config: ClusterConfig) -> Cluster:
     if config.is_single:
         return Cluster(config)
     from comfy_cluster import fastpath
-    from comfy_cluster.transport import Transport
+    from comfy_cluster.transport.transport import Transport
 
     return Cluster(
         config, Transport(config), build_discovery(config), engine_name=fastpath.ENGINE_NAME

@@ -140,6 +140,9 @@ class Cluster:
 
     @property
     def state(self) -> InstanceState:
+        """Where this instance is in its life; ERROR once its transport has failed."""
+        if self._transport is not None and self._transport.failure is not None:
+            return self._state.handle(InstanceInput.FAILED)
         return self._state.state
 
     @property

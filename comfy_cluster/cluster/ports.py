@@ -23,6 +23,10 @@ PeerListener = Callable[[PeerEvent], None]
 class Transport(Protocol):
     """Moves payloads between instances. Thread-safe; no method but `close` blocks."""
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended one of its threads; from then on nothing can be sent or received."""
+
     def start(self) -> None:
         """Binds the socket, starts the threads."""
 

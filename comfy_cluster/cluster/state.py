@@ -85,7 +85,8 @@ class StateMachine:
                     f"{happened.value!r} cannot happen to an instance that is {before.value}"
                 )
             self._state = after
-        logger.debug("= %s -> %s: %s", before.value, after.value, happened.value)
+        if after is not before:
+            logger.debug("= %s -> %s: %s", before.value, after.value, happened.value)
         return after
 
 

@@ -170,6 +170,7 @@ class FakeTransport:
         self.members: dict[int, Address] = {}
         self.is_started = False
         self.is_closed = False
+        self.failure: BaseException | None = None
         self.ended_jobs: list[str] = []
         self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
         self.arrived: dict[TransferKey, ReceivedBuffer] = {}

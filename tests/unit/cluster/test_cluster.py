@@ -147,6 +147,18 @@ def test_a_failed_start_leaves_nothing_open() -> None:
     assert transport.is_closed
 
 
+def test_a_failed_transport_is_an_error_of_the_instance() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        cluster = joined.clusters[0]
+        with cluster.job("a"):
+            joined.network.transports[0].failure = OSError("the socket is gone")
+            assert cluster.info().state is InstanceState.ERROR
+        assert cluster.state is InstanceState.ERROR
+        with pytest.raises(LocalProtocolError, match="ERROR"), cluster.job("b"):
+            pass
+
+
 def test_info_shows_the_cluster_to_its_user() -> None:
     with FakeClusters(3) as joined:
         joined.connect_all(WAIT)
