@@ -1,0 +1,142 @@
+"""What a transport is made of from its start on: put together here, and taken apart again.
+
+It starts no thread and keeps no state. Used by `transport.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from comfy_cluster import identity
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.protocol import Endpoint, ProtocolSettings, events
+from comfy_cluster.transport import sockets
+from comfy_cluster.transport.control import ControlThread
+from comfy_cluster.transport.digests import DigestPool
+from comfy_cluster.transport.engine_threads import EngineThreads
+from comfy_cluster.transport.incoming import IncomingHandles
+from comfy_cluster.transport.memory import allocate
+from comfy_cluster.transport.outgoing import OutgoingHandles
+from comfy_cluster.transport.peer_info import PeerInfo
+from comfy_cluster.transport.routing import EventRouter, Listeners
+
+logger = logging.getLogger("comfy_cluster.transport")
+
+FAREWELL_BURSTS = 16  # of packets at most, in which the core says goodbye to all peers
+POOR_RECEIVE_CAPACITY = 1 << 20  # bytes; less than this limits a transfer at 1 Gbit/s and 8 ms
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """All of them live as long as the transport runs."""
+
+    sock: socket.socket
+    engine: Any
+    engine_threads: EngineThreads
+    endpoint: Endpoint
+    control: ControlThread[events.Event]
+    digests: DigestPool
+    outgoing: OutgoingHandles
+    incoming: IncomingHandles
+
+
+def assemble(
+    config: ClusterConfig,
+    listeners: Listeners,
+    *,
+    make_engine: Callable[..., Any],
+    engine_name: str,
+    on_failure: Callable[[BaseException], object],
+) -> Parts:
+    """Opens the socket and makes everything around it. ConfigError: the port cannot be bound."""
+    sock = sockets.open_udp_socket(config.listen_address, config.direct_listen_port)
+    sizes = sockets.grow_buffers(sock)
+    _log_socket(sock, sizes, engine_name)
+    engine = make_engine(burst_size=config.burst_size, receive_capacity=sizes.receive_capacity)
+    endpoint = Endpoint(
+        _protocol_settings(config, engine_name),
+        engine,
+        rng=random.SystemRandom(),
+        allocate=allocate,
+        now=time.monotonic(),
+    )
+    digests = DigestPool(on_failure=on_failure)
+    outgoing = OutgoingHandles(endpoint)
+    incoming = IncomingHandles(endpoint, digests, post=lambda command: control.post(command))
+    router = EventRouter(listeners, outgoing=outgoing, incoming=incoming)
+    engine_threads = EngineThreads(engine, sock, on_failure=on_failure)
+    control: ControlThread[events.Event] = ControlThread(
+        endpoint, engine_threads, on_event=router.on_event, on_failure=on_failure
+    )
+    return Parts(sock, engine, engine_threads, endpoint, control, digests, outgoing, incoming)
+
+
+def _protocol_settings(config: ClusterConfig, engine_name: str) -> ProtocolSettings:
+    settings = ProtocolSettings.from_config(
+        config,
+        boot_id=identity.new_boot_id(),
+        engine_name=engine_name,
+        version=identity.software_version(),
+    )
+    return dataclasses.replace(settings, loopback_packet_size=sockets.LOOPBACK_PACKET_SIZE)
+
+
+def _log_socket(sock: socket.socket, sizes: sockets.BufferSizes, engine_name: str) -> None:
+    where = sockets.show_address(sock.getsockname()[:2])
+    logger.info("= listening on %s, %s engine", where, engine_name)
+    if sizes.receive_capacity < POOR_RECEIVE_CAPACITY:
+        logger.warning(
+            "! the system grants a receive buffer of only %d KiB, which slows transfers down:"
+            " raise it (on Linux: sysctl -w net.core.rmem_max=268435456)",
+            sizes.receive >> 10,
+        )
+
+
+def take_apart(parts: Parts) -> None:
+    """Ends all threads and closes the socket; within two seconds, whatever the threads do."""
+    has_control_ended = parts.control.stop()
+    if parts.engine_threads.stop() and has_control_ended:
+        _send_farewell(parts)
+        parts.sock.close()
+    else:  # the socket stays open: its number must not come to mean another file to that thread
+        logger.error("! a thread of the transport does not end")
+    parts.digests.close()
+
+
+def _send_farewell(parts: Parts) -> None:
+    """Sends what the core left behind when it was closed: GOODBYE to every peer."""
+    for _ in range(FAREWELL_BURSTS):
+        packets = parts.engine.packets_to_send(time.monotonic())
+        if not packets:
+            return
+        for address, packet in packets:
+            with contextlib.suppress(OSError):  # nobody is there to try again
+                parts.sock.sendto(packet, address)
+
+
+def peer_info(parts: Parts, index: int) -> PeerInfo:
+    """A snapshot of one member. On the control thread only, or after it has ended."""
+    core = parts.endpoint.peer_info(index)
+    if not core.is_connected:
+        return PeerInfo(index, core.address)
+    flow = parts.engine.peer_stats(index)
+    names = {field.name for field in dataclasses.fields(PeerInfo)} & flow.keys()
+    return PeerInfo(
+        index,
+        core.address,
+        True,
+        boot_id=core.boot_id,
+        role=core.role,
+        software_version=core.software_version,
+        engine_name=core.engine_name,
+        rtt=flow["smoothed_rtt"] or core.message_rtt or None,
+        packet_size=core.packet_size,
+        **{name: flow[name] for name in names},
+    )

@@ -1,0 +1,306 @@
+"""The transport: moves payloads and messages between the instances of a cluster.
+
+The facade of `transport/` for the layers above: it wires socket, engine, protocol core and threads
+together, and turns calls into handles. It finds no peer (discovery/ does, and calls `add_member`)
+and knows neither tensors nor collectives.
+
+How it works: callers' threads make a handle and post a command to the control thread, which alone
+touches the protocol core; the core's events fulfil the handles there. Engine threads move packets,
+the digest pool reads payloads. Before `start` there is no socket and no thread. A thread that dies
+by itself fails every handle.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from comfy_cluster import fastpath
+from comfy_cluster.codec.payload import EncodedPayload
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.errors import LocalProtocolError, TransferCancelled
+from comfy_cluster.transport import assembly
+from comfy_cluster.transport.assembly import Parts
+from comfy_cluster.transport.control import Command
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.memory import ReceivedBuffer
+from comfy_cluster.transport.peer_info import Address, PeerInfo
+from comfy_cluster.transport.routing import Listeners, MessageListener, PeerListener
+from comfy_cluster.transport.sockets import canonical_address
+from comfy_cluster.wire import MessageType, TransferKey
+
+logger = logging.getLogger("comfy_cluster.transport")
+
+T = TypeVar("T")
+
+ANSWER_TIMEOUT = 1.0  # seconds; the control thread answers within a turn, which takes milliseconds
+
+
+class Transport:
+    """One instance's end of the cluster's network. Thread-safe; only `close` takes its time."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        *,
+        make_engine: Callable[..., Any] = fastpath.PacketEngine,
+        engine_name: str = fastpath.ENGINE_NAME,
+    ) -> None:
+        """`make_engine` takes the keywords of `PacketEngine`."""
+        self._config = config
+        self._make_engine = make_engine
+        self._engine_name = engine_name
+        self._lock = threading.Lock()  # guards start and close against each other
+        self._parts: Parts | None = None
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._failure: BaseException | None = None
+        self._handles: set[Handle[Any]] = set()
+        self._members: dict[int, Address] = {}
+        self._listeners = Listeners()
+
+    # Life
+
+    def start(self) -> None:
+        """Binds the socket and starts the threads. ConfigError: the port cannot be bound."""
+        with self._lock:
+            if self._parts is not None or self._is_closed:
+                raise LocalProtocolError("a transport starts once: make a new one")
+            self._pid = os.getpid()
+            self._parts = assembly.assemble(
+                self._config,
+                self._listeners,
+                make_engine=self._make_engine,
+                engine_name=self._engine_name,
+                on_failure=self._on_failure,
+            )
+            self._parts.engine_threads.start()
+            self._parts.control.start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Says goodbye to the peers and ends everything within two seconds. Twice is fine.
+
+        What is under way fails with TransferCancelled. In a child of a fork it does nothing: socket
+        and threads are the parent's.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        atexit.unregister(self.close)
+        parts = self._parts
+        if parts is None or self._pid != os.getpid():
+            return
+        if parts.control.is_current:  # a listener closes: it cannot wait for its own thread
+            threading.Thread(target=self._close, args=(parts,), name="comfy-cluster-close").start()
+        else:
+            self._close(parts)
+
+    def _close(self, parts: Parts) -> None:
+        assembly.take_apart(parts)
+        self._fail_handles(_closed_error)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended one of the threads, and with it this transport."""
+        return self._failure
+
+    def _on_failure(self, error: BaseException) -> None:
+        name = threading.current_thread().name
+        logger.error("! thread %s ended, nothing can be sent any more", name, exc_info=error)
+        self._failure = error
+        self._fail_handles(lambda _: error)
+
+    def _fail_handles(self, error_of: Callable[[Handle[Any]], BaseException]) -> None:
+        while self._handles:
+            handle = self._handles.pop()
+            handle.set_exception(error_of(handle))
+
+    # Members
+
+    def add_member(self, peer: int, address: Address) -> None:
+        """Tells where `peer` may be reached, as IP literal and port; again when that changes.
+
+        ConfigError: the socket cannot reach that address.
+        """
+        parts = self._running()
+        self._check_peer(peer)
+        canonical = canonical_address(address, parts.sock.family)
+        self._members[peer] = canonical
+        parts.control.post(partial(parts.endpoint.add_member, peer, canonical))
+
+    def remove_member(self, peer: int) -> None:
+        """Forgets a peer; what is in transfer with it fails with PeerLost."""
+        parts = self._running()
+        if self._members.pop(peer, None) is not None:
+            parts.control.post(partial(parts.endpoint.remove_member, peer))
+
+    def add_peer_listener(self, fn: PeerListener) -> None:
+        """`fn(event)` is called on the control thread; it must not block, and must not raise."""
+        self._listeners.add_peer_listener(fn)
+
+    def peers(self) -> list[PeerInfo]:
+        """All other instances of the cluster, by index."""
+        count, own = self._config.instance_count, self._config.instance_index
+        others = [index for index in range(count) if index != own]
+        return self._ask(lambda: [self._peer_info(index) for index in others])
+
+    def _peer_info(self, index: int) -> PeerInfo:
+        parts = self._parts
+        if parts is None or index not in self._members:
+            return PeerInfo(index)
+        return assembly.peer_info(parts, index)
+
+    # Messages
+
+    def send_message(
+        self, peer: int, message_type: MessageType, payload: bytes, *, require_ack: bool = True
+    ) -> Handle[None]:
+        """Done when `peer` acknowledged it; without `require_ack`, when it was handed on.
+
+        The handle fails with TransferTimeout or PeerLost. LocalProtocolError: no such peer.
+        """
+        parts = self._running()
+        self._check_peer(peer)
+        handle: Handle[None] = self._new_handle(
+            f"{message_type.name} to instance {peer}",
+            on_cancel=lambda now: parts.outgoing.cancel_message(handle, now),
+        )
+        parts.control.post(
+            lambda now: parts.outgoing.send_message(
+                handle, peer, message_type, payload, require_ack=require_ack, now=now
+            )
+        )
+        return handle
+
+    def broadcast_message(
+        self, message_type: MessageType, payload: bytes, *, require_ack: bool = True
+    ) -> dict[int, Handle[None]]:
+        """`send_message` to every peer whose address is known; handles by peer."""
+        return {
+            peer: self.send_message(peer, message_type, payload, require_ack=require_ack)
+            for peer in sorted(self._members)
+        }
+
+    def add_message_listener(self, message_type: MessageType, fn: MessageListener) -> None:
+        """`fn(peer, payload)` is called on the control thread; it must not block, nor raise."""
+        self._listeners.add_message_listener(message_type, fn)
+
+    # Buffers
+
+    def send_buffer(
+        self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType
+    ) -> Handle[None]:
+        """Done when `peer` has the payload and found its digest right.
+
+        The payload's memory must not change until then. The handle fails with TransferTimeout,
+        PeerLost, CorruptPayload, or TransferCancelled. LocalProtocolError: no such peer, or the key
+        names another source than this instance.
+        """
+        parts = self._running()
+        self._check_peer(peer)
+        if key.source != self._config.instance_index:
+            raise LocalProtocolError(f"instance {self._config.instance_index} cannot send {key}")
+        handle: Handle[None] = self._new_handle(
+            f"{key} to instance {peer}",
+            on_cancel=lambda now: parts.outgoing.cancel_buffer(handle, now),
+        )
+
+        def send(digest: bytes) -> None:
+            parts.control.post(
+                lambda now: parts.outgoing.send_buffer(
+                    handle, peer, key, payload, digest=digest, message_type=message_type, now=now
+                )
+            )
+
+        parts.digests.digest(payload, send)
+        return handle
+
+    def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
+        """Done when the payload of `key` is here, and its digest is right.
+
+        The handle fails with PeerLost or TransferCancelled; with PeerLost too if `peer` does not
+        connect at all. LocalProtocolError: no such peer, or the key names another source.
+        """
+        parts = self._running()
+        self._check_peer(peer)
+        if key.source != peer:
+            raise LocalProtocolError(f"{key} cannot come from instance {peer}")
+        handle: Handle[ReceivedBuffer] = self._new_handle(
+            str(key), on_cancel=lambda now: parts.incoming.unclaim(key, handle, now)
+        )
+        parts.control.post(lambda now: parts.incoming.claim(key, handle, now))
+        return handle
+
+    def end_job(self, job_id: str) -> None:
+        """Drops what arrived for the job and nobody asked for, and cancels its transfers."""
+        parts = self._running()
+
+        def end(now: float) -> None:
+            parts.endpoint.end_job(job_id, now)
+            parts.incoming.end_job(job_id)
+
+        parts.control.post(end)
+
+    # Numbers
+
+    def stats(self) -> dict[str, int]:
+        """Counters of socket, engine and protocol core by name, docs/protocol.md defines them."""
+        parts = self._parts
+        if parts is None:
+            return {}
+        core = dataclasses.asdict(parts.endpoint.stats)
+        return {**parts.engine.stats(), **parts.engine_threads.stats(), **core}
+
+    # Inside
+
+    def _running(self) -> Parts:
+        """LocalProtocolError: not started, or closed, or in a child of a fork."""
+        if self._parts is None:
+            raise LocalProtocolError("the transport was not started: call start() first")
+        if self._pid != os.getpid():
+            raise LocalProtocolError("a transport cannot be used in a child of a fork")
+        return self._parts
+
+    def _check_peer(self, peer: int) -> None:
+        own, count = self._config.instance_index, self._config.instance_count
+        if peer == own:
+            raise LocalProtocolError(f"instance {own} cannot send to or receive from itself")
+        if not 0 <= peer < count:
+            raise LocalProtocolError(f"there is no instance {peer} in a cluster of {count}")
+
+    def _new_handle(self, description: str, *, on_cancel: Command | None = None) -> Handle[Any]:
+        """A handle that ends when this transport does; `on_cancel` runs on the control thread."""
+        post = self._running().control.post
+        handle: Handle[Any] = Handle(
+            description, on_cancel=None if on_cancel is None else partial(post, on_cancel)
+        )
+        self._handles.add(handle)
+        handle.add_done_callback(self._handles.discard)
+        # In this order: whoever ends the transport sets these first, and then looks at the set.
+        if self._failure is not None:
+            handle.set_exception(self._failure)
+        elif self._is_closed:
+            handle.set_exception(_closed_error(handle))
+        return handle
+
+    def _ask(self, fn: Callable[[], T]) -> T:
+        """Calls `fn` on the control thread, or here if that has ended."""
+        parts = self._parts
+        has_ended = self._is_closed or self._failure is not None
+        if parts is None or has_ended or parts.control.is_current:
+            return fn()
+        handle: Handle[T] = self._new_handle("a look at the peers")
+        parts.control.post(lambda _: handle.set_result(fn()))
+        return handle.result(ANSWER_TIMEOUT)
+
+
+def _closed_error(handle: Handle[Any]) -> TransferCancelled:
+    return TransferCancelled(f"{handle.description}: this instance was closed")

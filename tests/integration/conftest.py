@@ -1,0 +1,5 @@
+"""Fixtures of the transport's tests."""
+
+from tests.engines import engine
+
+__all__ = ["engine"]
