@@ -86,11 +86,8 @@ class Membership:
     def _on_lost(self, event: PeerLost) -> None:
         with self._lock:
             self._connected.discard(event.peer)
-        name = self._name(event.peer)
-        if event.reason.startswith("silent"):
-            logger.warning("Instance timeout: %s is %s. %s", name, event.reason, self.summary())
-        else:
-            logger.warning("! %s was lost: %s. %s", name, event.reason, self.summary())
+        # The protocol core logs trouble (`Instance timeout`) as it finds it; this is the count.
+        logger.info("= %s is gone: %s. %s", self._name(event.peer), event.reason, self.summary())
 
     def _on_refused(self, event: PeerRefused) -> None:
         with self._lock:

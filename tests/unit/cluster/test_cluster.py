@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 
 import pytest
@@ -173,17 +172,6 @@ def test_info_shows_the_cluster_to_its_user() -> None:
             f"Instance 2 (FOLLOWER): 127.0.0.1:9002, {numbers}",
             "replayed 2",
         ]
-
-
-def test_logs_that_users_search_for(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), FakeClusters(2) as joined:
-        joined.connect_all(WAIT)
-        joined.network.lose(1, "silent for 3.0 s")
-        assert joined.network.flush(WAIT)
-    messages = [each.getMessage() for each in caplog.records]
-    assert "All instances registered. Connected: 2/2 instances" in messages
-    lost = "Instance timeout: instance 1 (127.0.0.1:9001) is silent for 3.0 s. "
-    assert f"{lost}Connected: 1/2 instances" in messages
 
 
 def test_ten_fan_outs_hold_no_more_encoded_copies_than_the_budget_allows() -> None:

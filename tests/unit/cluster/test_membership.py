@@ -52,14 +52,12 @@ def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         members.handle_event(connected(1))
         members.handle_event(PeerLost(1, "silent for 3.0 s"))
-        members.handle_event(PeerLost(1, "left"))
         members.handle_event(PeerRefused(1, "it belongs to cluster 'b'"))
     at = "instance 1 (127.0.0.1:9001)"
     assert [each.getMessage() for each in caplog.records] == [
         f"= {at} is connected. Connected: 2/2 instances",
         "All instances registered. Connected: 2/2 instances",
-        f"Instance timeout: {at} is silent for 3.0 s. Connected: 1/2 instances",
-        f"! {at} was lost: left. Connected: 1/2 instances",
+        f"= {at} is gone: silent for 3.0 s. Connected: 1/2 instances",
         f"! {at} is refused: it belongs to cluster 'b'",
     ]
 
