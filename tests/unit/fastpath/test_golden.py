@@ -110,9 +110,7 @@ def test_valid_vector_is_accepted(engine: ModuleType, folder: str, name: str) ->
 
 
 @pytest.mark.parametrize(("folder", "name"), vectors("invalid"))
-def test_invalid_vector_is_counted_and_dropped(
-    engine: ModuleType, folder: str, name: str
-) -> None:
+def test_invalid_vector_is_counted_and_dropped(engine: ModuleType, folder: str, name: str) -> None:
     data, info = load(folder, name)
     core, memory = connected_engine(engine)
     if "before_hex" in info:
