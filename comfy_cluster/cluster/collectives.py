@@ -125,10 +125,14 @@ class Collectives:
         return all_of(parts, str(call))
 
     def _receive(self, call: _Call, source: int) -> Handle[torch.Tensor]:
-        handle = self._payloads.receive(call.key.from_source(source), peer=source)
-        handle.description = f"{call} from instance {source}"
-        self._jobs.track(call.key.job_id, handle, peers=frozenset({source}))
-        return handle
+        job_id = call.key.job_id
+        arriving = self._payloads.claim(call.key.from_source(source), peer=source)
+        arriving.description = f"{call} from instance {source}"
+        self._jobs.track(job_id, arriving, peers=frozenset({source}))
+        # A peer that is lost while its tensor is decoded is not needed any more.
+        decoded = self._payloads.decode(arriving, peer=source)
+        self._jobs.track(job_id, decoded, peers=frozenset())
+        return decoded
 
     def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
         handle = self._payloads.send(

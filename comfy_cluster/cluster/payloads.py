@@ -76,10 +76,14 @@ class Payloads:
         cost = encoding_cost(tensor, codec_name=str(self._config.codec))
         return self._budget.admit(cost).and_then(begin).then(_nothing)
 
-    def receive(self, key: TransferKey, *, peer: int) -> Handle[torch.Tensor]:
-        """The tensor that `peer` sends under `key`."""
+    def claim(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
+        """The payload that `peer` sends under `key`."""
+        return self._transport.receive_buffer(key, peer=peer)
 
-        def decode(received: ReceivedBuffer) -> torch.Tensor:
+    def decode(self, arriving: Handle[ReceivedBuffer], *, peer: int) -> Handle[torch.Tensor]:
+        """The tensor in a payload from `peer`, once that has arrived."""
+
+        def decode_received(received: ReceivedBuffer) -> torch.Tensor:
             try:
                 return codec.decode(received.data, size_limit=self._decoded_size_limit)
             except CorruptPayload as error:
@@ -87,7 +91,7 @@ class Payloads:
             finally:
                 received.release()
 
-        return self._transport.receive_buffer(key, peer=peer).then(decode, self._executor)
+        return arriving.then(decode_received, self._executor)
 
     def _encode(
         self, tensor: torch.Tensor, admission: Admission, *, is_image: bool

@@ -120,6 +120,7 @@ def test_closing_leaves_no_thread_and_no_descriptor() -> None:
     with running_clusters(2) as clusters:
         for cluster in clusters:
             cluster.broadcast(KEY, torch.zeros(100_000))
+    del clusters, cluster
     before = held_resources()
     with running_clusters(3) as clusters:
         handles = [each.all_gather(KEY, torch.zeros(300_000)) for each in clusters]
@@ -127,6 +128,7 @@ def test_closing_leaves_no_thread_and_no_descriptor() -> None:
             handle.result(WAIT)
         waiting = clusters[0].fan_in(CollectiveKey("job", "2"), torch.zeros(1))
     assert isinstance(waiting.exception(0), TransferError)
+    del clusters, handles, handle, waiting
     assert held_resources() == before
 
 

@@ -112,11 +112,7 @@ class FakeNetwork:
                 self._report(each, PeerLost(peer, reason))
 
     def _report(self, receiver: int, event: PeerEvent) -> None:
-        def tell() -> None:
-            for fn in self.transports[receiver].listeners:
-                fn(event)
-
-        self.call(tell)
+        self.call(lambda: self.transports[receiver].report(event))
 
     def post(
         self, receiver: int, key: TransferKey, payload: EncodedPayload, message_type: MessageType
@@ -176,6 +172,7 @@ class FakeTransport:
         self.arrived: dict[TransferKey, ReceivedBuffer] = {}
         self.released_sizes: list[int] = []
         self.damage: Callable[[bytes], bytes] = lambda data: data
+        self.after_arrival: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         network.transports[index] = self
 
@@ -213,6 +210,10 @@ class FakeTransport:
             handle.set_result(buffer)
         return handle
 
+    def report(self, event: PeerEvent) -> None:
+        for fn in self.listeners:
+            fn(event)
+
     def arrive(self, key: TransferKey, payload: EncodedPayload) -> None:
         data = self.damage(payload.prefix + bytes(payload.body))
         memory = memoryview(bytearray(data))
@@ -224,6 +225,7 @@ class FakeTransport:
                 self.arrived[key] = buffer
         if claim is not None:
             claim.set_result(buffer)
+            self.after_arrival()
 
     def end_job(self, job_id: str) -> None:
         self.ended_jobs.append(job_id)

@@ -20,6 +20,7 @@ from comfy_cluster.errors import (
     UnsupportedTensor,
     WorkflowError,
 )
+from comfy_cluster.protocol import events
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.wire import MessageType
 from tests.unit.cluster.fake_transport import FakeClusters
@@ -213,6 +214,17 @@ def test_a_lost_peer_fails_what_needs_it_and_nothing_else() -> None:
         }
         first.fan_in(CollectiveKey("job", "10"), latents(1))
         assert len(other.result(WAIT)) == 2
+
+
+def test_a_peer_that_leaves_after_its_payload_arrived_is_not_missed() -> None:
+    part = images(2, size=300)  # decoded slower than the loss is noticed
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        transport = joined.network.transports[0]
+        transport.after_arrival = lambda: transport.report(events.PeerLost(1, "left"))
+        handle = joined.clusters[0].fan_in(CollectiveKey("job", "9"), part)
+        joined.clusters[1].fan_in(CollectiveKey("job", "9"), part)
+        assert same_bits(handle.result(WAIT), torch.cat([part, part]))
 
 
 def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
