@@ -10,6 +10,8 @@ cdef enum:
     C_MAX_GSO_SEGMENTS = 64    # UDP_MAX_SEGMENTS of the kernels before 6.9
     C_MAX_GSO_BYTES = 65000    # below the largest IP packet, whatever the headers
 
+cdef double C_ERROR_PAUSE = 0.001  # seconds: an error that stays must not spin
+
 cdef struct Loops:
     int stop_requested
     int sender_waiting
@@ -261,6 +263,8 @@ cdef int loop_receive(
             loops.receive_errors += 1
             if cc_is_fatal(-count):
                 error = -count
+            else:
+                cc_wait(-1, 0, loops.receive_fds[0], C_ERROR_PAUSE)
             continue
         for number in range(count):
             loop_receive_slot(engine, loops, &arena.in_[number], now)

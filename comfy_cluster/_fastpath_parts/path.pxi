@@ -10,7 +10,7 @@ cdef enum:
 cdef double C_INITIAL_RTT = 0.1
 cdef double C_GRANULARITY = 0.001
 cdef double C_LOSS_REDUCTION = 0.7
-cdef double C_REORDERING_LIMIT = 4.0
+cdef double C_REORDERING_LIMIT = 8.0
 cdef double C_PACING_GAIN = 1.25
 cdef double C_PACING_GAIN_SLOW_START = 2.0
 cdef double C_PACING_BURST_TIME = 0.001

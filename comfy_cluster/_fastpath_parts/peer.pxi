@@ -11,7 +11,6 @@ cdef enum:
 cdef double C_MAX_ACK_DELAY = 0.001
 cdef double C_ACK_DELAY_LIMIT = 0.025
 cdef double C_MAX_PROBE_INTERVAL = 1.0
-cdef double C_REORDERING_DECAY = 0.875
 cdef double C_NEVER = <double>INFINITY
 
 cdef struct PeerAddress:
@@ -370,7 +369,6 @@ cdef void flow_detect_losses(PeerFlow* flow, double now) noexcept nogil:
         if flow.packets_lost == lost_before:
             break
     if newest_lost_at >= 0.0:
-        flow.reordering *= C_REORDERING_DECAY
         congestion_on_lost(&flow.congestion, newest_lost_at, now)
 
 
@@ -418,7 +416,6 @@ cdef inline OutgoingBuffer* flow_on_packet_acked(
     if entry.state == C_LOST:
         flow.spurious_losses += 1
         flow.reordering = larger(flow.reordering, now - entry.sent_at - flow.rtt.smoothed)
-        rtt_on_sample(&flow.rtt, now - entry.sent_at, 0.0)
     else:
         congestion_on_acked(&flow.congestion, entry.size, entry.sent_at, bytes_in_flight)
     sent_on_acked(&flow.sent, entry)

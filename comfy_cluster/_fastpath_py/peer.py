@@ -32,7 +32,6 @@ MAX_PROBE_INTERVAL = 1.0  # seconds; a peer that was stopped is found awake with
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
 INITIAL_RECEIVE_WINDOW = 262_144  # bytes, until the first SACK tells
 MINIMUM_RECEIVE_WINDOW = 65_536  # bytes; less could not hold one packet of the largest size
-REORDERING_DECAY = 0.875  # a round of losses makes the path look less reordered than late
 MESSAGE_QUEUE_LIMIT = 1024  # messages waiting for the socket; control traffic is far below this
 
 NEVER = float("inf")
@@ -225,7 +224,6 @@ class PeerFlow:
         if entry.state == LOST:  # it was only late: allow that much more from now on
             self.spurious_losses += 1
             self._reordering = max(self._reordering, now - entry.sent_at - self.rtt.smoothed)
-            self.rtt.on_sample(now - entry.sent_at)
         else:
             self.congestion.on_packet_acked(entry.size, entry.sent_at, bytes_in_flight)
         self.sent.on_acked(entry)
@@ -256,7 +254,6 @@ class PeerFlow:
             newest_lost_at = entry.sent_at
             self._on_packet_lost(entry)
         if newest_lost_at >= 0.0:
-            self._reordering *= REORDERING_DECAY
             self.congestion.on_packets_lost(newest_lost_at, now)
 
     def _on_packet_lost(self, entry: SentEntry) -> None:
