@@ -1,0 +1,1 @@
+"""The `comfy-cluster` command. `main.py` is its entry; nothing else of the project imports this."""

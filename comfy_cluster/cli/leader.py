@@ -1,0 +1,164 @@
+"""The leader's part of the demo: shares the images, filters its own slice, joins the results.
+
+Runs in the command's own process, on its main thread. Prints nothing; progress goes to a callback.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from comfy_cluster import batches
+from comfy_cluster.cli import job
+from comfy_cluster.cli.followers import Followers
+from comfy_cluster.cli.instance import START_TIMEOUT, Instance
+from comfy_cluster.cli.measures import Interval, Measures, union_seconds
+from comfy_cluster.errors import DiscoveryError, TransferTimeout
+from comfy_cluster.transport.handle import Handle
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Is told an instance and how many images it has filtered; from any thread, so it must not block."""
+
+POLL_INTERVAL = 0.1  # seconds; how soon a follower's end is noticed, and Ctrl+C on Windows
+LEADER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the cluster made of a batch."""
+
+    filtered: torch.Tensor
+    """float32 [B,H,W,3], in the order of the batch."""
+    measures: tuple[Measures, ...]
+    """One an instance."""
+    seconds: float
+    """Fan-out, filter and fan-in together."""
+
+
+class Leader:
+    """Runs one job on a cluster whose followers run `follower.run_job`."""
+
+    def __init__(self, instance: Instance, followers: Followers) -> None:
+        self._instance = instance
+        self._cluster = instance.cluster
+        self._followers = followers
+
+    def run(self, images: torch.Tensor, *, sleep_seconds: float, on_progress: Progress) -> Outcome:
+        """`images` is float32 [B,H,W,3]. PeerLost names an instance that ended or is silent."""
+        with self._cluster.job(job.JOB_ID):
+            return self._run(images, sleep_seconds, on_progress)
+
+    def _run(self, images: torch.Tensor, sleep_seconds: float, on_progress: Progress) -> Outcome:
+        arrivals = _Arrivals(self._instance, len(images), on_progress=on_progress)
+        settings = torch.tensor(sleep_seconds, dtype=torch.float64)
+        self._wait(self._cluster.broadcast(job.START, settings))
+        before, started_at = self._instance.traffic(), time.monotonic()
+        own = self._wait(self._cluster.fan_out(job.FAN_OUT, images))
+        fanned_out_at = time.monotonic()
+        filtered = job.filter_slice(
+            own,
+            sleep_seconds=sleep_seconds,
+            on_image=partial(on_progress, LEADER),
+            sleep=self._sleep,
+        )
+        computed_at = time.monotonic()
+        joined = self._wait(self._cluster.fan_in(job.FAN_IN, filtered))
+        joined_at = time.monotonic()
+        used = self._instance.traffic() - before
+        theirs = [self._wait(handle) for handle in arrivals.measures]
+        intervals = [(started_at, fanned_out_at), *arrivals.intervals(joined_at)]
+        own_measures = Measures(
+            items=len(own),
+            compute_seconds=computed_at - fanned_out_at,
+            bytes_sent=used.bytes_sent,
+            bytes_received=used.bytes_received,
+            chunks_retransmitted=used.chunks_retransmitted,
+            transfer_seconds=union_seconds(intervals) if theirs else 0.0,
+        )
+        others = [Measures.from_tensor(row) for row in theirs]
+        return Outcome(joined, (own_measures, *others), joined_at - started_at)
+
+    def wait_until_ready(self, on_connected: Callable[[int], None]) -> None:
+        """Until all are connected. DiscoveryError, PeerLost: who is missing, and what it wrote."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            self._followers.check()
+            info = self._cluster.info()
+            on_connected(info.connected_count)
+            if self._cluster.ready.done():
+                self._cluster.wait_until_ready(0)
+                return
+            time.sleep(POLL_INTERVAL)
+        missing = [peer.instance_index for peer in info.peers if not peer.is_connected]
+        written = "".join(
+            f"\nThe last lines of instance {index}:\n{self._followers.written_by(index)}"
+            for index in missing
+        )
+        try:
+            self._cluster.wait_until_ready(0)
+        except DiscoveryError as error:
+            raise DiscoveryError(f"{error}{written}") from error
+
+    def _wait(self, handle: Handle[T]) -> T:
+        """The handle's result, unless a follower ends before."""
+        while not handle.done():
+            self._followers.check()
+            try:
+                return handle.result(POLL_INTERVAL)
+            except TransferTimeout:
+                continue
+        return handle.result()
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleeps, unless a follower ends before."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._followers.check()
+            time.sleep(min(left, POLL_INTERVAL))
+
+
+class _Arrivals:
+    """What the followers report while they work, and when it arrived here.
+
+    Reports come in on the cluster's threads.
+    """
+
+    def __init__(self, instance: Instance, item_count: int, *, on_progress: Progress) -> None:
+        cluster = instance.cluster
+        self._sizes = batches.split_sizes(item_count, cluster.instance_count)
+        self._on_progress = on_progress
+        self._computed_at: dict[int, float] = {}
+        self._done_at: dict[int, float] = {}
+        self.measures: list[Handle[torch.Tensor]] = []
+        for index in range(1, cluster.instance_count):
+            for done_count in range(self._sizes[index] + 1):
+                key = job.progress_key(index, done_count)
+                report = cluster.fan_in(key, None, sources=[index])
+                report.add_done_callback(partial(self._on_report, index, done_count))
+            measures = cluster.fan_in(job.measures_key(index), None, sources=[index])
+            measures.add_done_callback(partial(self._on_measures, index))
+            self.measures.append(measures)
+
+    def intervals(self, until: float) -> list[Interval]:
+        """For each follower: from its last image's end to the arrival of its slice."""
+        return [
+            (self._computed_at.get(index, done_at), min(done_at, until))
+            for index, done_at in self._done_at.items()
+        ]
+
+    def _on_report(self, index: int, done_count: int, report: Handle[torch.Tensor]) -> None:
+        if report.exception() is not None:
+            return
+        self._on_progress(index, done_count)
+        if done_count == self._sizes[index]:
+            self._computed_at[index] = time.monotonic()
+
+    def _on_measures(self, index: int, measures: Handle[torch.Tensor]) -> None:
+        if measures.exception() is None:
+            self._done_at[index] = time.monotonic()

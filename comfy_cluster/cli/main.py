@@ -1,0 +1,139 @@
+"""The `comfy-cluster` command: its options, help and exit codes.
+
+Exit codes: 0 done; 1 it failed, or results differ; 2 wrong usage; 130 interrupted by Ctrl+C.
+torch takes seconds to load, so each subcommand imports what it needs only when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from comfy_cluster import __version__
+from comfy_cluster.errors import ClusterError
+
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def main() -> None:
+    """The entry point. Ends the process with one of the exit codes above."""
+    try:
+        cli.main(prog_name="comfy-cluster", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ClusterError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; every instance was ended.", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+
+
+@click.group(context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="comfy-cluster")
+def cli() -> None:
+    """Several ComfyUI processes that work as one.
+
+    To see it work on this machine, without ComfyUI and without a GPU: comfy-cluster demo
+    """
+
+
+@cli.command()
+@click.option(
+    "-n",
+    "--instances",
+    "instance_count",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Instances to start: the leader and its followers, a process each.",
+)
+@click.option(
+    "--input",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with images to use.  [default: generated pictures]",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 10_000),
+    help="How many images.  [default: 16, or all of the folder]",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(16, 8192),
+    help="Side of the square images in pixels.  [default: 512, or as the files are]",
+)
+@click.option("--seed", default=0, show_default=True, help="Other generated pictures.")
+@click.option(
+    "--emulate-gpu-ms",
+    type=click.FloatRange(0, 600_000),
+    default=0,
+    show_default=True,
+    help="Sleep this many milliseconds for each image, to stand for the work of an accelerator.",
+)
+@click.option(
+    "--output",
+    "sheet_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=Path("sheet.png"),
+    show_default=True,
+    help="File for the contact sheet, a PNG.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the numbers as JSON, and no table.")
+def demo(
+    instance_count: int,
+    folder: Path | None,
+    count: int | None,
+    size: int | None,
+    seed: int,
+    emulate_gpu_ms: float,
+    sheet_path: Path,
+    is_json: bool,
+) -> None:
+    """Share a batch of images between several instances on this machine.
+
+    The leader fans the images out, every instance filters its slice, the leader fans the results
+    in, and compares them bit by bit with those of a single process. Exit code 1 if they differ.
+    """
+    if not sheet_path.absolute().parent.is_dir():
+        raise click.BadParameter(
+            f"the folder {sheet_path.absolute().parent} does not exist", param_hint="'--output'"
+        )
+    from rich.console import Console
+
+    with Console(stderr=True).status("Loading torch ..."):
+        from comfy_cluster.cli.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        instance_count=instance_count,
+        folder=folder,
+        count=count,
+        size=size,
+        seed=seed,
+        emulate_gpu_ms=emulate_gpu_ms,
+        sheet_path=sheet_path,
+    )
+    report = run_demo(options, os.environ)
+    if is_json:
+        click.echo(report.to_json())
+    else:
+        report.print(Console())
+    if not report.is_identical:
+        sys.exit(1)
+
+
+@cli.command()
+def info() -> None:
+    """Show version, packet engine, and the settings as this environment gives them."""
+    from rich.console import Console
+
+    from comfy_cluster.cli.environment import print_environment
+
+    print_environment(Console(), os.environ)
