@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,10 @@ def test_diagram_shows_every_move_once() -> None:
     ]
     assert sorted(lines[2:]) == sorted(moves)
     assert "    IDLE --> EXECUTING: first job began" in lines
+
+
+def test_diagram_in_the_documentation_is_the_table() -> None:
+    document = Path(__file__).parents[3] / "docs" / "architecture.md"
+    if not document.exists():
+        pytest.skip("this copy of the project has no docs/architecture.md")
+    assert f"```mermaid\n{mermaid_diagram()}```" in document.read_text(encoding="utf-8")
