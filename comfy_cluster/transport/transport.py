@@ -252,12 +252,14 @@ class Transport:
     # Numbers
 
     def stats(self) -> dict[str, int]:
-        """Counters of socket, engine and protocol core by name, docs/protocol.md defines them."""
+        """Counters by name: the protocol core's, `engine_*`, `socket_*`. {} before the start."""
         parts = self._parts
         if parts is None:
             return {}
-        core = dataclasses.asdict(parts.endpoint.stats)
-        return {**parts.engine.stats(), **parts.engine_threads.stats(), **core}
+        engine, loops = parts.engine.stats(), parts.engine_threads.stats()
+        counted: dict[str, int] = dataclasses.asdict(parts.endpoint.stats)
+        counted |= {f"engine_{name}": count for name, count in engine.items()}
+        return counted | {f"socket_{name}": count for name, count in loops.items()}
 
     # Inside
 

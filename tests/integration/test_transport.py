@@ -25,13 +25,13 @@ from comfy_cluster.errors import (
 )
 from comfy_cluster.transport import Handle, ReceivedBuffer, Transport
 from comfy_cluster.wire import MessageType
+from tests.integration.clusters import configs
 from tests.integration.transports import (
     FANIN,
     WAIT,
     Instance,
     Instances,
     bytes_of,
-    configs,
     key_of,
     payload_of,
     wait_until,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,32 +14,10 @@ from comfy_cluster.config import ClusterConfig
 from comfy_cluster.protocol import PeerConnected, PeerLost
 from comfy_cluster.transport import Transport
 from comfy_cluster.wire import MessageType, TransferKey
+from tests.integration.clusters import configs
 
-LOOPBACK = "127.0.0.1"
 WAIT = 30.0  # seconds; a bound for a broken build, never waited for in a good one
 FANIN = MessageType.DISTRIBUTE_BUFFER_FANIN
-
-
-def free_ports(count: int) -> list[int]:
-    """UDP ports that nobody uses now."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind((LOOPBACK, 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-def configs(count: int, **changes: Any) -> list[ClusterConfig]:
-    """Settings of a cluster on this machine. Each may have up to 1 GiB in transfer."""
-    addresses = [(LOOPBACK, port) for port in free_ports(count)]
-    changes = {"memory_budget": 1 << 30, **changes}
-    return [
-        dataclasses.replace(ClusterConfig.static(index, addresses), **changes)
-        for index in range(count)
-    ]
 
 
 class Instance:
