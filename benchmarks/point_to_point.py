@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import time
@@ -21,13 +22,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from comfy_cluster import fastpath
+from comfy_cluster.cli.instance import free_ports
 from comfy_cluster.cluster import Cluster, CollectiveKey
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.runtime import build_cluster
-from comfy_cluster.cli.instance import free_ports
 
 CONNECT_TIMEOUT = 30.0  # seconds
 
@@ -42,9 +42,16 @@ def main() -> None:
     options = parser.parse_args()
     ports = free_ports(2)
     size = int(options.megabytes * 1e6) // 4 * 4
-    with contextlib.closing(mp.get_context("spawn").SimpleQueue()) as results:
-        mp.spawn(_run, (ports, size, options.rounds, results), nprocs=2)
-        _report(results.get(), size, as_json=options.json)
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    follower = context.Process(target=_run, args=(1, ports, size, options.rounds, results))
+    follower.start()
+    try:
+        _run(0, ports, size, options.rounds, results)
+        follower.join()
+    finally:
+        follower.kill()
+    _report(results.get(), size, as_json=options.json)
 
 
 def _run(rank: int, ports: list[int], size: int, rounds: int, results: Any) -> None:
