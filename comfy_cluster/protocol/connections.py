@@ -162,6 +162,8 @@ class Connections:
             self._answer(peer, outcome.answer, now)
         if outcome.connection is not None:
             self._connect(peer, outcome.connection, now)
+        if peer.connection is not None and peer.connection.is_shown_by(announce):
+            self.on_message(peer)
 
     def on_hello_timer(self, index: int, now: float) -> None:
         peer = self.peers.get(index)
@@ -172,7 +174,7 @@ class Connections:
         peer.hello_delay = min(peer.hello_delay * HELLO_GROWTH, LONGEST_HELLO_DELAY)
 
     def on_message(self, peer: Peer) -> None:
-        """The peer has the connection: no more HELLOs."""
+        """It shows that the peer has the connection: no more HELLOs."""
         if not peer.is_confirmed:
             peer.is_confirmed = True
             self._timers.cancel(TimerKind.HELLO, peer.index)

@@ -30,6 +30,11 @@ class Connection:
     def boot_id(self) -> int:
         return self.announce.boot_id
 
+    def is_shown_by(self, announce: Announce) -> bool:
+        """Whether a HELLO says that the peer has this connection too."""
+        ids = (announce.session_id, announce.echo_session_id)
+        return announce.is_connected and ids == (self.remote_session, self.local_session)
+
 
 @dataclass(frozen=True, slots=True)
 class HelloOutcome:

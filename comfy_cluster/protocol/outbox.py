@@ -2,7 +2,7 @@
 
 How it works: while the peer is not connected messages wait. Then at most `WINDOW` of them are on
 their way at once, each with its own retry timer: at first the measured retransmit timeout, doubled
-with every try, never above `ack_timeout`. A message fails `message_timeout` after it was first
+with every try up to `LONGEST_RETRY`. A message fails `message_timeout` after it was first
 sent, or after it was posted if the peer never connected. Every message ends in exactly one call of
 its listener, except when it is cancelled. Order of arrival is not kept.
 """
@@ -25,6 +25,9 @@ logger = logging.getLogger("comfy_cluster.protocol")
 
 WINDOW = 64  # messages without ACK; about 75 KB, which any socket buffer holds
 SPAN = 2_048  # how far the newest may be ahead of the oldest one without ACK; see inbox.py
+# Seconds. With 20 % loss each way a message and its ACK get through in 64 of 100 tries: 20 more of
+# them in the usual time limit leave one failure in a billion messages, at next to no traffic.
+LONGEST_RETRY = 1.0
 SHORTEST_RETRY = 0.02  # seconds; a control thread that waits for the GIL needs as long to answer
 
 
@@ -179,7 +182,7 @@ class Outbox:
     def _transmit(self, pending: PendingMessage, now: float) -> None:
         pending.tries += 1
         self._send(pending.packed)
-        delay = min(pending.retry_delay, self._settings.ack_timeout)
+        delay = min(pending.retry_delay, LONGEST_RETRY, self._settings.ack_timeout)
         self._set_timer(pending.message.message_id, min(now + delay, pending.fails_at))
 
     def _set_timer(self, message_id: int, at: float) -> None:

@@ -25,7 +25,7 @@ class Peer:
     inbox: Inbox = field(default_factory=Inbox)
     connection: Connection | None = None
     is_confirmed: bool = False
-    """The present connection carried a message of the peer, so the peer has it too."""
+    """The peer showed that it has the present connection too."""
     connected_at: float = 0.0
     packet_size: int = 0
     hello_delay: float = FIRST_HELLO_DELAY

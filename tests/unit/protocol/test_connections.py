@@ -18,7 +18,8 @@ from comfy_cluster.protocol import (
     PeerRefused,
 )
 from comfy_cluster.wire import Announce, Message, MessageType
-from tests.unit.protocol.fake_engine import Sent, World, address_of
+from tests.unit.protocol.fake_engine import Sent, address_of
+from tests.unit.protocol.world import World
 
 
 def test_instances_connect_and_say_so_once() -> None:
@@ -193,9 +194,7 @@ def test_flood_of_hellos_gets_few_answers_and_changes_nothing() -> None:
     world = World()
     world.connect()
     hello = next(packet for packet in world.log if packet.source == 1).message
-    announce = replace(
-        Announce.parse(hello.payload), boot_id=99, session_id=5, echo_session_id=0
-    )
+    announce = replace(Announce.parse(hello.payload), boot_id=99, session_id=5, echo_session_id=0)
     before = len(world.log)
     for _ in range(500):
         world.engines[1].send_hello(address_of(0), replace(hello, payload=announce.pack()).pack())
@@ -262,9 +261,7 @@ def test_two_members_cannot_share_an_address() -> None:
 def test_peer_that_acknowledges_nothing_is_lost_although_it_is_heard() -> None:
     world = World()
     world.connect()
-    world.is_lost = lambda packet: (
-        packet.source == 1 and packet.message_type is MessageType.ACK
-    )
+    world.is_lost = lambda packet: packet.source == 1 and packet.message_type is MessageType.ACK
     world.claim(1, "node")
     world.send(1, 0, "node", b"", job="x")  # the confirmation of it is never acknowledged
     world.run_for(0.1)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from comfy_cluster.errors import ClusterError, PeerLost, TransferTimeout
-from comfy_cluster.protocol.outbox import SPAN, WINDOW, Outbox
+from comfy_cluster.protocol.outbox import LONGEST_RETRY, SPAN, WINDOW, Outbox
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.protocol.timers import Timers
 from comfy_cluster.wire import Message, MessageType
@@ -41,8 +43,8 @@ class Driver:
             self.now = at
             timer = self.timers.pop_due(at)
             assert timer is not None
-            peer, message_id = timer[1]  # type: ignore[misc]
-            assert peer == 3
+            assert isinstance(timer[1], tuple) and timer[1][0] == 3
+            message_id: int = timer[1][1]
             self.outbox.on_timer(message_id, at)
         self.now = end
 
@@ -79,10 +81,10 @@ def test_retries_start_at_the_measured_round_trip_double_and_are_capped(driver: 
     driver.post(99)
     driver.run_to(start + 30.0)
     times = [at - start for at, _ in driver.sent]
-    delays = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    delays = [later - earlier for earlier, later in pairwise(times)]
     assert 0.1 <= delays[0] <= 0.3
-    for earlier, later in zip(delays, delays[1:], strict=False):
-        assert later == pytest.approx(min(2 * earlier, driver.settings.ack_timeout))
+    for earlier, later in pairwise(delays[:-1]):
+        assert later == pytest.approx(min(2 * earlier, LONGEST_RETRY))
 
 
 def test_message_without_ack_fails_after_its_time_by_name(driver: Driver) -> None:

@@ -1,0 +1,155 @@
+"""The memory budget of transfers, on endpoints over fake engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from comfy_cluster.errors import (
+    TransferError,
+)
+from comfy_cluster.protocol import (
+    BufferArrived,
+    BufferFailed,
+    BufferSent,
+    IncomingFailed,
+)
+from comfy_cluster.protocol.incoming_queue import LARGEST_OPEN, LARGEST_WAITING
+from comfy_cluster.wire import (
+    MessageType,
+)
+from tests.unit.protocol.world import World
+
+MEGABYTE = 1_000_000
+BUFFER = MessageType.DISTRIBUTE_BUFFER_FANOUT
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.connect()
+    return world
+
+
+def confirm_all(world: World, index: int = 1) -> None:
+    for event in world.seen(index, BufferArrived):
+        world.endpoints[index].confirm_buffer(event.buffer_id, world.now)
+    world.run_for(0.1)
+
+
+def release_all(world: World, index: int = 1) -> None:
+    for event in world.seen(index, BufferArrived):
+        world.endpoints[index].release_buffer(event.buffer_id, world.now)
+    world.run_for(0.1)
+
+
+def test_queued_transfers_stay_within_the_budget(world: World) -> None:
+    for number in range(10):
+        world.send(0, 1, f"n{number}", bytes(MEGABYTE))
+        world.claim(1, f"n{number}")
+    largest = 0
+    for _ in range(20):
+        world.run_for(0.1)
+        largest = max(largest, world.bookkeeping(1)["incoming budget"])
+        confirm_all(world)
+        release_all(world)
+    assert 0 < largest <= 2 * MEGABYTE
+    assert len(world.seen(0, BufferSent)) == 10
+    assert world.is_idle(0) and world.is_idle(1)
+
+
+def test_sender_keeps_to_its_half_of_the_budget(world: World) -> None:
+    world.boot(1, memory_budget=100 * MEGABYTE)
+    world.run_for(2.0)
+    for number in range(10):
+        world.send(0, 1, f"n{number}", bytes(MEGABYTE))
+        world.claim(1, f"n{number}")
+    world.run_for(1.0)
+    assert len(world.seen(1, BufferArrived)) == 2
+    assert world.bookkeeping(0)["outgoing budget"] == 2 * MEGABYTE
+    for _ in range(10):
+        confirm_all(world)
+    assert len(world.seen(0, BufferSent)) == 10
+
+
+def test_buffers_nobody_waits_for_use_at_most_half_and_claimed_ones_pass_them(
+    world: World,
+) -> None:
+    for number in range(10):
+        world.send(0, 1, f"n{number}", bytes(400_000))
+    world.run_for(1.0)
+    assert world.bookkeeping(1)["incoming budget"] == 800_000
+    world.claim(1, "n9")
+    world.run_for(0.1)
+    assert set(world.arrived(1)) == {"n0", "n1", "n9"}
+
+
+def test_buffer_larger_than_the_budget_is_taken_alone(world: World) -> None:
+    world.send(0, 1, "large", bytes(5 * MEGABYTE))
+    world.send(0, 1, "small", bytes(10_000))
+    world.claim(1, "large")
+    world.claim(1, "small")
+    world.run_for(0.5)
+    assert set(world.arrived(1)) == {"large"}
+    confirm_all(world)
+    release_all(world)
+    assert set(world.arrived(1)) == {"large", "small"}
+
+
+def test_two_instances_with_full_budgets_do_not_wait_for_each_other(world: World) -> None:
+    for source in (0, 1):
+        for number in range(4):
+            world.send(source, 1 - source, f"n{number}", bytes(2 * MEGABYTE))
+            world.claim(1 - source, f"n{number}", source=source)
+    for _ in range(10):
+        world.run_for(0.1)
+        for index in (0, 1):
+            confirm_all(world, index)
+            release_all(world, index)
+    assert len(world.seen(0, BufferSent)) == len(world.seen(1, BufferSent)) == 4
+
+
+def test_claimed_buffer_passes_when_unclaimed_ones_fill_their_half(world: World) -> None:
+    """The key that frees the unclaimed ones may depend on the claimed one."""
+    world.send(0, 1, "unclaimed", bytes(MEGABYTE))
+    world.run_for(0.1)
+    confirm_all(world)
+    world.send(0, 1, "claimed", bytes(2 * MEGABYTE))
+    world.claim(1, "claimed")
+    world.run_for(0.1)
+    assert set(world.arrived(1)) == {"unclaimed", "claimed"}
+
+
+def test_receiver_without_memory_fails_the_transfer_at_both_ends(world: World) -> None:
+    def no_memory(size: int) -> bytearray:
+        raise MemoryError
+
+    world.endpoints[1]._incoming._store._allocate = no_memory
+    world.claim(1, "node")
+    world.send(0, 1, "node", bytes(5_000))
+    world.run_for(0.1)
+    (failed,) = world.seen(0, BufferFailed)
+    assert isinstance(failed.error, TransferError) and "no memory" in str(failed.error)
+    assert len(world.seen(1, IncomingFailed)) == 1
+    assert world.is_idle(0) and world.is_idle(1)
+
+
+def test_one_peer_with_many_buffers_receives_a_bounded_number_at_once() -> None:
+    world = World(options={"memory_budget": 1 << 30})
+    world.connect()
+    world.is_lost = lambda packet: bool(packet.buffer_id)
+    for number in range(3 * LARGEST_OPEN):
+        world.claim(1, f"n{number}")
+        world.send(0, 1, f"n{number}", bytes(1_000))
+    world.run_for(1.0)
+    assert len(world.engines[1].incoming) == LARGEST_OPEN
+
+
+def test_announcements_that_wait_are_bounded_and_the_next_fails_clearly() -> None:
+    world = World(options={"memory_budget": 4_000})
+    world.connect()
+    for number in range(LARGEST_WAITING + 3):
+        world.send(0, 1, f"n{number}", bytes(1_001))  # above what unclaimed ones may use
+    world.run_for(10.0)
+    assert len(world.endpoints[1]._incoming._store) == LARGEST_WAITING
+    failed = world.seen(0, BufferFailed)
+    assert len(failed) == 3 and "too many" in str(failed[0].error)
