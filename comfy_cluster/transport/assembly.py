@@ -56,12 +56,13 @@ def assemble(
     on_failure: Callable[[BaseException], object],
 ) -> Parts:
     """Opens the socket and makes everything around it. ConfigError: the port cannot be bound."""
+    settings = _protocol_settings(config, engine_name)
     sock = sockets.open_udp_socket(config.listen_address, config.direct_listen_port)
     sizes = sockets.grow_buffers(sock)
     _log_socket(sock, sizes, engine_name)
     engine = make_engine(burst_size=config.burst_size, receive_capacity=sizes.receive_capacity)
     endpoint = Endpoint(
-        _protocol_settings(config, engine_name),
+        settings,
         engine,
         rng=random.SystemRandom(),
         allocate=allocate,

@@ -103,13 +103,17 @@ class EngineThreads:
         for thread in self._threads:
             thread.start()
 
+    def stop_soon(self) -> None:
+        """Lets both threads end, and returns at once."""
+        self._is_stopping = True
+        self._loops.stop()
+
     def stop(self) -> bool:
         """Ends both threads; False if one did not end in time. Calling it twice is fine.
 
         `event_fd` is of no use afterwards.
         """
-        self._is_stopping = True
-        self._loops.stop()
+        self.stop_soon()
         deadline = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             if thread.ident is not None:

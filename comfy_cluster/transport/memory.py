@@ -12,26 +12,31 @@ that waited for them would block all later transfers.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import weakref
 from collections.abc import Callable
 
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers; prefixes are multiples of it
 # Bytes from which fresh pages of their own pay off: four huge pages on x86-64 and most of ARM64.
 # Below, malloc reuses memory that was touched before.
 MAPPED_SIZE = 8 << 20
 
 
 def allocate(size: int) -> memoryview:
-    """Writable memory of `size` bytes, zeroed, its first byte aligned to 16 at least.
-
-    Raises MemoryError.
-    """
+    """Writable memory of `size` bytes, zeroed, aligned to `ALIGNMENT`. Raises MemoryError."""
     if size < MAPPED_SIZE:
-        return memoryview(bytearray(size))
+        return _aligned(size)
     try:
         return memoryview(_map(size))
     except OSError as error:
         raise MemoryError(f"{size} bytes for a payload: {error}") from error
+
+
+def _aligned(size: int) -> memoryview:
+    memory = bytearray(size + ALIGNMENT - 1)
+    offset = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT
+    return memoryview(memory)[offset : offset + size]
 
 
 def _map(size: int) -> mmap.mmap:

@@ -1,7 +1,6 @@
 """The UDP socket of an instance: opened, bound, and its buffers as large as the kernel allows.
 
-Also says what may be known of an address without sending to it: its canonical form, and how large
-packets to it may be. Sends and receives nothing. Used by `transport/` alone.
+Also knows how the kernel writes an address. Sends and receives nothing. Used by `transport/` alone.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import weakref
 from dataclasses import dataclass
 
 from comfy_cluster.errors import ConfigError
-from comfy_cluster.fastpath import MIN_PACKET_SIZE
 
 Address = tuple[str, int]
 
@@ -26,7 +24,7 @@ WANTED_SEND_BUFFER = 8 << 20  # bytes; bursts wait here for the network card, an
 # The kernel charges a packet its "truesize": 2.3 KB for 1.2 KB of payload, 16.6 KB for 8.9 KB. A
 # quarter leaves room for that and for the messages and SACKs of the other peers.
 CAPACITY_SHARE = 4
-LOOPBACK_PACKET_SIZE = 8952  # bytes of UDP payload: a 9,000 byte MTU less the IPv6 and UDP headers
+LOOPBACK_PACKET_SIZE = 8952  # bytes of UDP payload: 9,000 less the IPv6 and UDP headers
 
 # Linux's <asm-generic/socket.h> and <linux/in.h>, <linux/in6.h>; Python does not name them.
 _SO_SNDBUFFORCE = 32
@@ -34,8 +32,10 @@ _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
-# Windows' <ws2ipdef.h>.
+# The same for Windows' <ws2ipdef.h>, and macOS' <netinet/in.h> and <netinet6/in6.h>.
 _WINDOWS_IP_DONTFRAGMENT = 14
+_MACOS_IP_DONTFRAG = 28
+_MACOS_IPV6_DONTFRAG = 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,10 @@ def _forbid_fragments(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         elif sys.platform == "win32" and sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, _WINDOWS_IP_DONTFRAGMENT, 1)
+        elif sys.platform == "darwin" and sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _MACOS_IPV6_DONTFRAG, 1)
+        elif sys.platform == "darwin":
+            sock.setsockopt(socket.IPPROTO_IP, _MACOS_IP_DONTFRAG, 1)
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -166,27 +170,6 @@ def canonical_address(address: Address, family: socket.AddressFamily) -> Address
             " interface: use a global or a unique local address (fd00::/8)"
         )
     return socket.inet_ntop(socket.AF_INET6, parsed.packed), port
-
-
-def packet_size_for(address: str) -> int:
-    """Bytes of UDP payload for packets to an IP literal that fit its path for sure."""
-    return LOOPBACK_PACKET_SIZE if is_own_address(address) else MIN_PACKET_SIZE
-
-
-def is_own_address(address: str) -> bool:
-    """Whether packets to this IP literal stay on this machine."""
-    parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    if parsed.is_loopback:
-        return True
-    # Only an address of this machine can be bound: true for every platform, interface and alias.
-    try:
-        with socket.socket(family_of(str(parsed)), socket.SOCK_DGRAM) as probe:
-            probe.bind((str(parsed), 0))
-    except OSError:
-        return False
-    return True
 
 
 def show_address(address: Address) -> str:

@@ -39,7 +39,7 @@ logger = logging.getLogger("comfy_cluster.transport")
 
 T = TypeVar("T")
 
-ANSWER_TIMEOUT = 1.0  # seconds; the control thread answers within a turn, which takes milliseconds
+ANSWER_TIMEOUT = 5.0  # seconds; the control thread answers within a turn, which takes milliseconds
 
 
 class Transport:
@@ -116,6 +116,8 @@ class Transport:
         name = threading.current_thread().name
         logger.error("! thread %s ended, nothing can be sent any more", name, exc_info=error)
         self._failure = error
+        if self._parts is not None:
+            self._parts.engine_threads.stop_soon()  # silence tells the peers
         self._fail_handles(lambda _: error)
 
     def _fail_handles(self, error_of: Callable[[Handle[Any]], BaseException]) -> None:
@@ -301,7 +303,9 @@ class Transport:
             return fn()
         handle: Handle[T] = self._new_handle("a look at the peers")
         parts.control.post(lambda _: handle.set_result(fn()))
-        return handle.result(ANSWER_TIMEOUT)
+        if handle.exception(ANSWER_TIMEOUT) is not None:  # the thread has ended meanwhile
+            return fn()
+        return handle.result()
 
 
 def _closed_error(handle: Handle[Any]) -> TransferCancelled:

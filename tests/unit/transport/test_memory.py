@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
 import weakref
 
 import pytest
 
-from comfy_cluster.transport.memory import MAPPED_SIZE, ReceivedBuffer, allocate
+from comfy_cluster.transport.memory import ALIGNMENT, MAPPED_SIZE, ReceivedBuffer, allocate
 
 SIZES = [0, 1, 1000, MAPPED_SIZE - 1, MAPPED_SIZE, MAPPED_SIZE + 12345]
+
+
+@pytest.mark.parametrize("size", [1, 63, 1000, 100_000, MAPPED_SIZE])
+def test_memory_is_aligned(size: int) -> None:
+    for memory in [allocate(size) for _ in range(20)]:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert address % ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -42,14 +50,14 @@ def test_release_and_garbage_collection_return_the_budget_once() -> None:
 def test_tensor_keeps_the_memory_after_release(size: int) -> None:
     torch = pytest.importorskip("torch")
     buffer = ReceivedBuffer(allocate(size), lambda: None)
-    owner = buffer.data.obj
+    body = buffer.data[:17]
     tensor = torch.frombuffer(buffer.data[16:], dtype=torch.uint8)
     buffer.release()
     del buffer
     gc.collect()
     tensor.fill_(3)
     assert int(tensor.sum()) == 3 * (size - 16)
-    assert bytes(owner[:17]) == bytes(16) + b"\3"  # type: ignore[index]
+    assert bytes(body) == bytes(16) + b"\3"
 
 
 def test_memory_goes_with_its_last_view() -> None:

@@ -109,14 +109,6 @@ def test_address_out_of_reach(literal: str, family: socket.AddressFamily, text: 
         sockets.canonical_address((literal, 9998), family)
 
 
-def test_packets_are_larger_where_they_stay_on_this_machine() -> None:
-    assert sockets.packet_size_for("127.0.0.1") == sockets.LOOPBACK_PACKET_SIZE
-    assert sockets.packet_size_for("127.8.9.10") == sockets.LOOPBACK_PACKET_SIZE
-    assert sockets.packet_size_for("::ffff:127.0.0.1") == sockets.LOOPBACK_PACKET_SIZE
-    assert sockets.packet_size_for("203.0.113.9") == MIN_PACKET_SIZE
-    assert sockets.packet_size_for("2001:db8::9") == MIN_PACKET_SIZE
-
-
 def test_show_address() -> None:
     assert sockets.show_address(("10.0.0.1", 1)) == "10.0.0.1:1"
     assert sockets.show_address(("fd00::1", 1)) == "[fd00::1]:1"
