@@ -2,10 +2,9 @@
 
 `Endpoint` routes; each mechanism is a file of its own beside it. No socket, thread, clock or torch:
 `now` (monotonic seconds) comes in with every call, packets are the engine's matter. Only the
-control thread of `transport/` may call it; tests drive it on a simulated network.
-
-Three things drive it: calls of the layer above, `handle_engine_events` whenever the engine has
-events, and `handle_timers` at `next_timer`. After each of them, `next_event` has what happened.
+control thread of `transport/` may call it; tests drive it on a simulated network. Beside the calls
+of the layer above two things drive it: `handle_engine_events` when the engine has events, and
+`handle_timers` at `next_timer`. After each of the three, `next_event` has what happened.
 """
 
 from __future__ import annotations
@@ -112,11 +111,11 @@ class Endpoint:
         self, engine: EnginePort, allocate: Callable[[int], Buffer]
     ) -> IncomingBuffers:
         budget = IncomingBudget(self.settings.memory_budget // 2)
+        timers = self._timers
+        store = IncomingStore(budget=budget, engine=engine, timers=timers, allocate=allocate)
         return IncomingBuffers(
-            store=IncomingStore(
-                budget=budget, engine=engine, timers=self._timers, allocate=allocate
-            ),
-            claims=Claims(self._timers, connection_timeout=self.settings.message_timeout),
+            store=store,
+            claims=Claims(timers, connection_timeout=self.settings.message_timeout),
             replies=BufferReplies(self._courier, self.stats),
             engine=engine,
             stats=self.stats,
@@ -132,19 +131,19 @@ class Endpoint:
         self._connections.add(peer, address, now)
 
     def remove_member(self, peer: int, now: float) -> None:
-        """Forget a peer; everything in transfer with it fails with PeerLost."""
+        """Forget a peer; what is in transfer with it fails with PeerLost."""
         self._connections.remove(peer, now)
 
     def is_connected(self, peer: int) -> bool:
         return self._connections.is_connected(peer)
 
-    def peer_info(self, peer: int) -> PeerInfo:
-        """Raises KeyError when `peer` is not a member."""
-        return self._connections.peers[peer].info()
-
     @property
     def members(self) -> list[int]:
         return sorted(self._connections.peers)
+
+    def peer_info(self, peer: int) -> PeerInfo:
+        """Raises KeyError when `peer` is not a member."""
+        return self._connections.peers[peer].info()
 
     # Messages
 

@@ -28,6 +28,8 @@ class IncomingBuffer:
     is_claimed: bool
     state: IncomingState = IncomingState.QUEUED
     memory: Buffer | None = None
+    is_orphan: bool = False
+    """Its connection is over: what arrived damaged does not come again."""
 
     @property
     def buffer_id(self) -> int:

@@ -110,8 +110,12 @@ class IncomingBuffers:
 
     def on_lost(self, peer: int, error: ClusterError, now: float) -> None:
         """What is complete stays; all else of this peer, and claims for it, fail."""
-        for buffer in self._store.in_states(IncomingState.QUEUED, IncomingState.RECEIVING):
-            if buffer.peer == peer:
+        for buffer in self._store.in_states(*IncomingState):
+            if buffer.peer != peer:
+                continue
+            if buffer.state in (ARRIVED, HELD):
+                buffer.is_orphan = True
+            else:
                 self._fail(buffer, error)
         for key in self._claims.of_source(peer):
             if not self._store.has_key(key):
@@ -147,16 +151,20 @@ class IncomingBuffers:
         return True
 
     def reject(self, buffer_id: int, reason: str, now: float) -> bool:
-        """The digest does not match: the sender sends it once more. False: the buffer is gone."""
+        """The digest does not match: the sender sends it once more, if it can.
+
+        False: the buffer is gone.
+        """
         buffer = self._store.get(buffer_id, ARRIVED)
         if buffer is None:
             return False
         self._replies.corrupt(buffer.peer, buffer_id, reason, now)
         attempt = buffer.announcement.attempt
-        if attempt < LARGEST_ATTEMPT:
+        if attempt < LARGEST_ATTEMPT and not buffer.is_orphan:
             self._store.remove(buffer)
         else:
-            text = f"{buffer.key} arrived damaged {attempt} times: {reason}"
+            gone = ", and its sender is gone" if buffer.is_orphan else ""
+            text = f"{buffer.key} arrived damaged (attempt {attempt}{gone}): {reason}"
             self._fail(buffer, CorruptPayload(text))
         self.admit(now)
         return True

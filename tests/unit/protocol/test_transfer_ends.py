@@ -75,7 +75,7 @@ def test_payload_damaged_twice_fails_at_both_ends(world: World, size: int) -> No
     (failed,) = world.seen(0, BufferFailed)
     assert failed.buffer_id == buffer_id and isinstance(failed.error, CorruptPayload)
     (incoming,) = world.seen(1, IncomingFailed)
-    assert isinstance(incoming.error, CorruptPayload) and "2 times" in str(incoming.error)
+    assert isinstance(incoming.error, CorruptPayload) and "attempt 2" in str(incoming.error)
     assert world.is_idle(0) and world.is_idle(1)
 
 
@@ -131,6 +131,20 @@ def test_arrived_buffer_of_a_lost_peer_can_still_be_had(world: World) -> None:
     world.run_for(30.0)
     assert not world.seen(1, IncomingFailed)
     release_all(world)
+    assert world.is_idle(1)
+
+
+def test_damaged_buffer_of_a_lost_peer_fails_at_once(world: World) -> None:
+    world.claim(1, "node")
+    world.send(0, 1, "node", bytes(5_000))
+    world.run_for(0.1)
+    world.kill(0)
+    world.run_for(5.0)
+    (arrived,) = world.seen(1, BufferArrived)
+    assert world.endpoints[1].reject_buffer(arrived.buffer_id, "digest differs", world.now)
+    world.run_for(0.1)
+    (failed,) = world.seen(1, IncomingFailed)
+    assert isinstance(failed.error, CorruptPayload) and "sender is gone" in str(failed.error)
     assert world.is_idle(1)
 
 

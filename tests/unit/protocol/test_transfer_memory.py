@@ -14,13 +14,9 @@ from comfy_cluster.protocol import (
     IncomingFailed,
 )
 from comfy_cluster.protocol.incoming_queue import LARGEST_OPEN, LARGEST_WAITING
-from comfy_cluster.wire import (
-    MessageType,
-)
 from tests.unit.protocol.world import World
 
 MEGABYTE = 1_000_000
-BUFFER = MessageType.DISTRIBUTE_BUFFER_FANOUT
 
 
 @pytest.fixture
