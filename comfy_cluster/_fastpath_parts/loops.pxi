@@ -15,7 +15,7 @@ cdef double C_ERROR_PAUSE = 0.001  # seconds: an error that stays must not spin
 cdef struct Loops:
     int stop_requested
     int sender_waiting
-    int receiver_waiting
+    double sender_due_at  # while it waits: until when at most
     int is_sending
     uint64_t burst_number
     int events_signalled
@@ -231,7 +231,7 @@ cdef void loop_receive_slot(
             size = slot.segment_size
         engine_receive(engine, slot.data + offset, size, &address, now)
         offset += size
-    if loops.sender_waiting and engine_send_due_at(engine) <= now:
+    if loops.sender_waiting and engine_send_due_at(engine) < loops.sender_due_at:
         loop_wake_sender(loops)
     loop_signal_events(engine, loops)
     unlock_engine(engine)
@@ -304,6 +304,7 @@ cdef int loop_send(
         else:
             due = engine_send_due_at(engine)
             loops.sender_waiting = 1
+            loops.sender_due_at = due
         unlock_engine(engine)
         if count:
             count = loop_group_packets(&arena, count, use_gso)

@@ -495,7 +495,11 @@ cdef int check_message_size(bytes payload) except -1:
 cdef bytes join_packet(const OutPacket* out):
     cdef bytes packet = PyBytes_FromStringAndSize(NULL, out.size)
     cdef char* at = PyBytes_AS_STRING(packet)
+    cdef int part
     memcpy(at, out.head, out.head_size)
-    memcpy(at + out.head_size, out.parts[0], out.part_sizes[0])
-    memcpy(at + out.head_size + out.part_sizes[0], out.parts[1], out.part_sizes[1])
+    at += out.head_size
+    for part in range(2):
+        if out.part_sizes[part]:
+            memcpy(at, out.parts[part], out.part_sizes[part])
+            at += out.part_sizes[part]
     return packet
