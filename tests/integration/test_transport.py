@@ -118,7 +118,6 @@ def test_more_than_the_budget_goes_through_bit_by_bit(rng: random.Random) -> Non
                 buffer.release()
             sent.result(WAIT)
             del buffer, received
-            gc.collect()
 
 
 def test_received_buffers_bound_what_arrives(rng: random.Random) -> None:
@@ -423,10 +422,13 @@ def test_listener_may_close(rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("thread", ["control", "receive"])
-def test_thread_that_dies_fails_every_handle(thread: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_thread_that_dies_fails_every_handle_and_the_peers_notice(
+    thread: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from comfy_cluster import _fastpath_py
 
-    with Instances(2, _fastpath_py) as (first, _):
+    times = {"heartbeat_interval": 0.05, "instance_timeout": 0.4}
+    with Instances(2, _fastpath_py, **times) as (first, second):
         waiting = first.transport.receive_buffer(key_of(1), peer=1)
         bug = RuntimeError("a bug")
 
@@ -443,6 +445,7 @@ def test_thread_that_dies_fails_every_handle(thread: str, caplog: pytest.LogCapt
         assert first.transport.failure is bug
         assert first.transport.send_message(1, RESULT, b"").exception(WAIT) is bug
         assert first.transport.peers()[0].index == 1
+        second.wait_for(lambda: second.connected == set(), "the loss of a peer that is broken")
     assert f"comfy-cluster-{thread}" in caplog.text
     assert our_threads() == []
 
