@@ -34,10 +34,8 @@ def message(session: int, counter: int, payload: bytes) -> bytes:
     return packet(KIND_MESSAGE, session, counter, payload)
 
 
-def chunk_payload(
-    buffer_id: int, chunk_index: int, total_chunks: int, chunk_size: int, data: bytes
-) -> bytes:
-    return u(buffer_id, 8) + u(chunk_index, 4) + u(total_chunks, 4) + u(chunk_size, 4) + data
+def chunk_header(buffer_id: int, chunk_index: int, total_chunks: int, chunk_size: int) -> bytes:
+    return u(buffer_id, 8) + u(chunk_index, 4) + u(total_chunks, 4) + u(chunk_size, 4)
 
 
 def chunk(
@@ -50,8 +48,8 @@ def chunk(
     chunk_size: int,
     data: bytes,
 ) -> bytes:
-    payload = chunk_payload(buffer_id, chunk_index, total_chunks, chunk_size, data)
-    return packet(KIND_CHUNK, session, counter, payload)
+    header = chunk_header(buffer_id, chunk_index, total_chunks, chunk_size)
+    return packet(KIND_CHUNK, session, counter, header + data)
 
 
 def sack_payload(

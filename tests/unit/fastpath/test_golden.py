@@ -52,7 +52,7 @@ def test_vector_is_what_the_tests_encoder_writes(folder: str, name: str) -> None
     payload = bytes.fromhex(info.get("payload_hex", ""))
     if info["kind"] == "CHUNK":
         fields = [info[key] for key in ("buffer_id", "chunk_index", "total_chunks", "chunk_size")]
-        payload = packets.chunk_payload(*fields, payload)
+        payload = packets.chunk_header(*fields) + payload
     if info["kind"] == "SACK":
         options = {key: info[key] for key in ("ack_delay_us", "receive_window", "word_count")}
         payload = packets.sack_payload(set(info["received"]), **options)
