@@ -1,34 +1,19 @@
 # Two sets of small integers: the compiled half of _fastpath_py/bitmap.py.
 
-cdef enum:
-    C_SACK_REDUNDANCY = 8
-
 HISTORY_WINDOW = 64 * C_SACK_MAX_WORDS
 
-cdef struct Bitmap:
-    uint64_t* words
-    uint32_t chunk_count
-    uint32_t count
-
-cdef struct History:
-    int64_t largest  # -1 before the first packet; counters have 63 bits
-    uint64_t words[C_SACK_MAX_WORDS]
-    int64_t lowest_new[C_SACK_REDUNDANCY]  # -1: nothing new for that SACK
-    uint64_t sack_number
-
-
-cdef inline bint bitmap_init(Bitmap* bitmap, uint32_t chunk_count) noexcept nogil:
+cdef bint bitmap_init(Bitmap* bitmap, uint32_t chunk_count) noexcept nogil:
     bitmap.words = <uint64_t*>calloc((<size_t>chunk_count + 63) // 64 + 1, sizeof(uint64_t))
     bitmap.chunk_count = chunk_count
     bitmap.count = 0
     return bitmap.words != NULL
 
 
-cdef inline bint bitmap_has(const Bitmap* bitmap, uint32_t index) noexcept nogil:
+cdef bint bitmap_has(const Bitmap* bitmap, uint32_t index) noexcept nogil:
     return index < bitmap.chunk_count and (bitmap.words[index >> 6] >> (index & 63)) & 1
 
 
-cdef inline bint bitmap_add(Bitmap* bitmap, uint32_t index) noexcept nogil:
+cdef bint bitmap_add(Bitmap* bitmap, uint32_t index) noexcept nogil:
     if index >= bitmap.chunk_count or bitmap_has(bitmap, index):
         return False
     bitmap.words[index >> 6] |= <uint64_t>1 << (index & 63)
@@ -40,7 +25,7 @@ cdef inline bint bitmap_is_complete(const Bitmap* bitmap) noexcept nogil:
     return bitmap.count == bitmap.chunk_count
 
 
-cdef inline void history_init(History* history) noexcept nogil:
+cdef void history_init(History* history) noexcept nogil:
     cdef int slot
     memset(history, 0, sizeof(History))
     history.largest = -1
@@ -48,7 +33,7 @@ cdef inline void history_init(History* history) noexcept nogil:
         history.lowest_new[slot] = -1
 
 
-cdef inline bint history_is_new(const History* history, int64_t counter) noexcept nogil:
+cdef bint history_is_new(const History* history, int64_t counter) noexcept nogil:
     if counter > history.largest:
         return True
     if (counter >> 6) + C_SACK_MAX_WORDS <= history.largest >> 6:

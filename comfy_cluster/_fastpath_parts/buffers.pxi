@@ -12,6 +12,7 @@ cdef struct OutgoingBuffer:
     const uint8_t* body
     Bitmap acked
     uint32_t next_chunk
+    uint32_t tracked_count        # entries of the peer's SentPackets that point here
     PeerFlow* flow
     OutgoingBuffer* next_sending  # the peer's queue of buffers with unsent chunks
     OutgoingBuffer* next_open     # all open buffers of the engine

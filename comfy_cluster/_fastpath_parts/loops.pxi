@@ -13,7 +13,7 @@ cdef enum:
 cdef double C_ERROR_PAUSE = 0.001  # seconds: an error that stays must not spin
 
 cdef struct Loops:
-    int stop_requested
+    volatile int stop_requested
     int sender_waiting
     double sender_due_at  # while it waits: until when at most
     int is_sending

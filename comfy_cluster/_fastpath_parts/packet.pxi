@@ -1,19 +1,5 @@
 # Packet layout: the compiled half of _fastpath_py/packet.py. docs/protocol.md is normative.
 
-cdef enum:
-    C_KIND_HELLO = 0xC0
-    C_KIND_MESSAGE = 0xC1
-    C_KIND_CHUNK = 0xC2
-    C_KIND_SACK = 0xC3
-    C_HEADER_SIZE = 16
-    C_CHUNK_HEADER_SIZE = 20
-    C_SACK_HEADER_SIZE = 20
-    C_TAG_SIZE = 16
-    C_MIN_PACKET_SIZE = 1200
-    C_MAX_PACKET_SIZE = 65507
-    C_MESSAGE_PAYLOAD_LIMIT = 1168  # MIN_PACKET_SIZE - HEADER_SIZE - TAG_SIZE
-    C_SACK_MAX_WORDS = 128
-
 KIND_HELLO = C_KIND_HELLO
 KIND_MESSAGE = C_KIND_MESSAGE
 KIND_CHUNK = C_KIND_CHUNK
@@ -26,25 +12,6 @@ MIN_PACKET_SIZE = C_MIN_PACKET_SIZE
 MAX_PACKET_SIZE = C_MAX_PACKET_SIZE
 MESSAGE_PAYLOAD_LIMIT = C_MESSAGE_PAYLOAD_LIMIT
 SACK_MAX_WORDS = C_SACK_MAX_WORDS
-
-cdef struct Header:
-    uint8_t kind
-    uint32_t session
-    uint64_t counter
-
-cdef struct ChunkHeader:
-    uint64_t buffer_id
-    uint32_t chunk_index
-    uint32_t total_chunks
-    uint32_t chunk_size
-
-cdef struct Sack:
-    uint64_t largest
-    uint32_t ack_delay_us
-    uint32_t receive_window
-    uint32_t word_count
-    uint64_t words[C_SACK_MAX_WORDS]
-
 
 cdef inline void store_u16(uint8_t* at, uint32_t value) noexcept nogil:
     at[0] = <uint8_t>(value >> 8)
@@ -77,7 +44,7 @@ cdef inline uint32_t chunk_size_of(uint32_t packet_size) noexcept nogil:
     return packet_size - C_HEADER_SIZE - C_CHUNK_HEADER_SIZE - C_TAG_SIZE
 
 
-cdef inline void header_pack(uint8_t* at, uint8_t kind, uint32_t session, uint64_t counter) noexcept nogil:
+cdef void header_pack(uint8_t* at, uint8_t kind, uint32_t session, uint64_t counter) noexcept nogil:
     at[0] = kind
     at[1] = 0
     store_u16(at + 2, 0)
@@ -85,7 +52,7 @@ cdef inline void header_pack(uint8_t* at, uint8_t kind, uint32_t session, uint64
     store_u64(at + 8, counter)
 
 
-cdef inline bint header_parse(const uint8_t* packet, size_t size, Header* header) noexcept nogil:
+cdef bint header_parse(const uint8_t* packet, size_t size, Header* header) noexcept nogil:
     if size < C_HEADER_SIZE:
         return False
     header.kind = packet[0]

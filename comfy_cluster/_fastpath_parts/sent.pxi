@@ -42,6 +42,12 @@ cdef inline SentEntry* sent_get(const SentPackets* sent, uint64_t counter) noexc
     return entry if entry.state != C_EMPTY and entry.counter == counter else NULL
 
 
+cdef inline void sent_clear(SentEntry* entry) noexcept nogil:
+    if entry.state != C_EMPTY:
+        entry.buffer.tracked_count -= 1
+        entry.state = C_EMPTY
+
+
 cdef inline bint sent_has_room(const SentPackets* sent) noexcept nogil:
     return sent.next_counter - sent.oldest < C_MAX_CAPACITY - C_RESERVE
 
@@ -80,7 +86,7 @@ cdef inline uint64_t sent_take_counter(SentPackets* sent) noexcept nogil:
     if sent.next_counter - sent.oldest >= sent.capacity and sent.capacity < C_MAX_CAPACITY:
         sent_grow(sent)
     counter = sent.next_counter
-    sent_slot(sent, counter).state = C_EMPTY
+    sent_clear(sent_slot(sent, counter))
     sent.next_counter += 1
     sent_advance(sent)
     return counter
@@ -97,6 +103,7 @@ cdef inline void sent_put(
     entry.chunk_index = chunk_index
     entry.size = size
     entry.state = C_IN_FLIGHT
+    buffer.tracked_count += 1
     if counter < sent.oldest:
         sent.oldest = counter
     sent.bytes_in_flight += size
@@ -105,7 +112,7 @@ cdef inline void sent_put(
 cdef inline void sent_on_acked(SentPackets* sent, SentEntry* entry) noexcept nogil:
     if entry.state == C_IN_FLIGHT:
         sent.bytes_in_flight -= entry.size
-    entry.state = C_EMPTY
+    sent_clear(entry)
     sent_advance(sent)
 
 
@@ -120,10 +127,14 @@ cdef inline SentEntry* sent_first_in_flight(const SentPackets* sent) noexcept no
 
 
 cdef void sent_forget_buffer(SentPackets* sent, OutgoingBuffer* buffer) noexcept nogil:
-    cdef uint64_t number
-    for number in range(sent.capacity):
-        if sent.entries[number].state != C_EMPTY and sent.entries[number].buffer == buffer:
-            if sent.entries[number].state == C_IN_FLIGHT:
-                sent.bytes_in_flight -= sent.entries[number].size
-            sent.entries[number].state = C_EMPTY
+    cdef uint64_t number = 0
+    cdef SentEntry* entry
+    # After a clean transfer there is none, and the ring need not be looked at.
+    while buffer.tracked_count and number < sent.capacity:
+        entry = &sent.entries[number]
+        number += 1
+        if entry.state != C_EMPTY and entry.buffer == buffer:
+            if entry.state == C_IN_FLIGHT:
+                sent.bytes_in_flight -= entry.size
+            sent_clear(entry)
     sent_advance(sent)
