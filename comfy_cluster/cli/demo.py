@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ from comfy_cluster.cli.comparison import find_differences
 from comfy_cluster.cli.display import Display
 from comfy_cluster.cli.followers import Followers
 from comfy_cluster.cli.images import Pictures, generate_pictures, load_pictures
-from comfy_cluster.cli.instance import Instance, free_ports, instance_environ
+from comfy_cluster.cli.instance import Instance, free_ports, instance_environ, start_timeout
 from comfy_cluster.cli.leader import Leader, Outcome
 from comfy_cluster.cli.report import DemoReport
 from comfy_cluster.cli.sheet import make_sheet
@@ -107,7 +108,7 @@ def _connect(leader: Leader, display: Display, *, instance_count: int) -> None:
         return
     text = f"Starting {instance_count} instances here; each loads torch, which takes seconds ..."
     with display.stage(text, [("connected", instance_count)]) as bars:
-        leader.wait_until_ready(lambda connected_count: bars.show(0, connected_count))
+        leader.wait_until_ready(partial(bars.show, 0), timeout=start_timeout(instance_count))
 
 
 def _run_on_cluster(

@@ -15,7 +15,7 @@ import time
 import torch
 
 from comfy_cluster.cli import job
-from comfy_cluster.cli.instance import START_TIMEOUT, Instance
+from comfy_cluster.cli.instance import Instance, start_timeout
 from comfy_cluster.cli.measures import Measures
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import ClusterError
@@ -63,7 +63,7 @@ def run_job(instance: Instance) -> None:
     """Receives a slice, filters it, and sends it back, with what was measured."""
     cluster = instance.cluster
     index = cluster.instance_index
-    cluster.wait_until_ready(START_TIMEOUT)
+    cluster.wait_until_ready(start_timeout(cluster.instance_count))
     with cluster.job(job.JOB_ID):
         sleep_seconds = cluster.broadcast(job.START).result().item()
         before, started_at = instance.traffic(), time.monotonic()

@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from comfy_cluster.errors import PeerLost
 
-FOLLOWER_MODULE = "comfy_cluster.cli.follower"
+FOLLOWER_COMMAND = (sys.executable, "-m", "comfy_cluster.cli.follower")
 END_TIMEOUT = 3.0  # seconds for a follower that has done its work to leave the cluster
 SHOWN_LINE_COUNT = 20  # of what a follower wrote before it ended
 # The filter runs on one thread: pools of idle threads would only make the start slower.
@@ -31,11 +31,16 @@ class Followers:
     They end when the context does: left normally it waits for them, an exception kills them.
     """
 
-    def __init__(self, environs: Sequence[Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        environs: Sequence[Mapping[str, str]],
+        *,
+        command: Sequence[str] = FOLLOWER_COMMAND,
+    ) -> None:
         self._environs = environs
+        self._command = command
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._outputs: list[IO[bytes]] = []
-        self._stack = contextlib.ExitStack()
+        self._folder = tempfile.TemporaryDirectory(prefix="comfy-cluster-demo-")
 
     def __enter__(self) -> Followers:
         try:
@@ -59,17 +64,16 @@ class Followers:
             self.kill()
 
     def _start(self, environ: Mapping[str, str]) -> None:
-        output = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is one)
-        process = subprocess.Popen(
-            [sys.executable, "-m", FOLLOWER_MODULE],
-            env={**environ, **_THREAD_VARIABLES, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.PIPE,  # its end is the end of the follower, see follower.py
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl+C is for the leader, who ends the others in order
-        )
+        with self._output_path(len(self._processes) + 1).open("wb") as output:
+            process = subprocess.Popen(
+                self._command,
+                env={**environ, **_THREAD_VARIABLES, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,  # its end is the end of the follower, see follower.py
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl+C is for the leader, who ends the others in order
+            )
         self._processes.append(process)
-        self._outputs.append(output)
 
     def check(self) -> None:
         """PeerLost if one of them has ended: it names the instance and tells what it wrote."""
@@ -84,14 +88,16 @@ class Followers:
         for process in self._processes:
             process.wait()
             _close_input(process)
-        self._stack.close()
+        self._folder.cleanup()
 
     def written_by(self, index: int) -> str:
         """The last lines that a follower wrote, or a text that says that there are none."""
-        output = self._outputs[index - 1]
-        output.seek(0)
-        lines = output.read().decode(errors="replace").rstrip().splitlines()
+        text = self._output_path(index).read_text(encoding="utf-8", errors="replace")
+        lines = text.rstrip().splitlines()
         return "\n".join(lines[-SHOWN_LINE_COUNT:]) or "(it wrote nothing)"
+
+    def _output_path(self, index: int) -> Path:
+        return Path(self._folder.name) / f"instance-{index}.log"
 
     def _end(self) -> None:
         for process in self._processes:

@@ -83,7 +83,9 @@ def _image_paths(folder: Path) -> tuple[list[Path], list[str]]:
             param_hint="'--input'",
         )
     skipped_count = len(files) - len(paths)
-    return paths, [f"{skipped_count} files that are no images were skipped"] * bool(skipped_count)
+    if not skipped_count:
+        return paths, []
+    return paths, [f"files that are no images were skipped, {skipped_count} of {len(files)}"]
 
 
 def _open_image(path: Path) -> Image.Image:

@@ -17,7 +17,9 @@ from comfy_cluster.transport import Transport
 from comfy_cluster.transport.sockets import open_udp_socket
 
 LOOPBACK = "127.0.0.1"
-START_TIMEOUT = 60.0  # seconds; loading torch takes 3 s on an idle core, and all start at once
+# Seconds. Loading torch takes 3 s of a core, and all instances may share one with other programs.
+START_TIMEOUT = 60.0
+START_TIMEOUT_PER_INSTANCE = 5.0
 
 # What the demo decides itself. All other settings of the user hold in the demo too.
 _OWN_VARIABLES = (
@@ -52,6 +54,11 @@ def instance_environ(
     }
     kept = {name: value for name, value in environ.items() if name not in owned}
     return kept | {PREFIX + name: value for name, value in settings.items()}
+
+
+def start_timeout(instance_count: int) -> float:
+    """Seconds until all instances must be connected."""
+    return START_TIMEOUT + START_TIMEOUT_PER_INSTANCE * instance_count
 
 
 @dataclass(frozen=True, slots=True)

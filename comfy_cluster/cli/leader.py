@@ -16,14 +16,14 @@ import torch
 from comfy_cluster import batches
 from comfy_cluster.cli import job
 from comfy_cluster.cli.followers import Followers
-from comfy_cluster.cli.instance import START_TIMEOUT, Instance
+from comfy_cluster.cli.instance import Instance
 from comfy_cluster.cli.measures import Interval, Measures, union_seconds
 from comfy_cluster.errors import DiscoveryError, TransferTimeout
 from comfy_cluster.transport.handle import Handle
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Is told an instance and how many images it has filtered; from any thread, so it must not block."""
+"""Takes an instance and how many images it has filtered; on any thread, so it must not block."""
 
 POLL_INTERVAL = 0.1  # seconds; how soon a follower's end is noticed, and Ctrl+C on Windows
 LEADER = 0
@@ -84,26 +84,33 @@ class Leader:
         others = [Measures.from_tensor(row) for row in theirs]
         return Outcome(joined, (own_measures, *others), joined_at - started_at)
 
-    def wait_until_ready(self, on_connected: Callable[[int], None]) -> None:
-        """Until all are connected. DiscoveryError, PeerLost: who is missing, and what it wrote."""
-        deadline = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < deadline:
+    def wait_until_ready(self, on_connected: Callable[[int], None], *, timeout: float) -> None:
+        """Until all are connected; `on_connected` is told how many are.
+
+        DiscoveryError: some are not after `timeout` seconds. PeerLost: one has ended. Both name the
+        instance, and tell what it wrote.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._cluster.ready.done():
             self._followers.check()
-            info = self._cluster.info()
-            on_connected(info.connected_count)
-            if self._cluster.ready.done():
-                self._cluster.wait_until_ready(0)
-                return
+            on_connected(self._cluster.info().connected_count)
+            if time.monotonic() > deadline:
+                raise DiscoveryError(self._missing_text(timeout))
             time.sleep(POLL_INTERVAL)
+
+    def _missing_text(self, timeout: float) -> str:
+        info = self._cluster.info()
         missing = [peer.instance_index for peer in info.peers if not peer.is_connected]
         written = "".join(
             f"\nThe last lines of instance {index}:\n{self._followers.written_by(index)}"
             for index in missing
         )
-        try:
-            self._cluster.wait_until_ready(0)
-        except DiscoveryError as error:
-            raise DiscoveryError(f"{error}{written}") from error
+        return (
+            f"Only {info.connected_count} of {info.instance_count} instances are connected after "
+            f"{timeout:g} s; missing: {', '.join(f'instance {index}' for index in missing)}. "
+            "Is this machine very busy, or does a firewall block UDP on the loopback address?"
+            f"{written}"
+        )
 
     def _wait(self, handle: Handle[T]) -> T:
         """The handle's result, unless a follower ends before."""

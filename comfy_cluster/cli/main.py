@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from comfy_cluster import __version__
 from comfy_cluster.errors import ClusterError
 
+if TYPE_CHECKING:
+    from comfy_cluster.cli.report import DemoReport
+
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def main() -> None:
-    """The entry point. Ends the process with one of the exit codes above."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Ends the process with one of the exit codes above.
+
+    `arguments`: those of the command line, by default.
+    """
     try:
-        cli.main(prog_name="comfy-cluster", standalone_mode=False)
+        cli.main(arguments, prog_name="comfy-cluster", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -32,7 +40,8 @@ def main() -> None:
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; every instance was ended.", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+        # At once: with torch loaded the interpreter takes a second or more to take itself apart.
+        os._exit(INTERRUPTED_EXIT_CODE)
 
 
 @click.group(context_settings=CONTEXT_SETTINGS)
@@ -40,7 +49,11 @@ def main() -> None:
 def cli() -> None:
     """Several ComfyUI processes that work as one.
 
-    To see it work on this machine, without ComfyUI and without a GPU: comfy-cluster demo
+    \b
+    To see it work on this machine, without ComfyUI and without a GPU:
+        comfy-cluster demo
+    To see how your COMFY_CLUSTER_* variables are understood:
+        comfy-cluster info
     """
 
 
@@ -120,7 +133,13 @@ def demo(
         emulate_gpu_ms=emulate_gpu_ms,
         sheet_path=sheet_path,
     )
-    report = run_demo(options, os.environ)
+    show_report(run_demo(options, os.environ), is_json=is_json)
+
+
+def show_report(report: DemoReport, *, is_json: bool) -> None:
+    """Prints it; SystemExit with code 1 if the results differ."""
+    from rich.console import Console
+
     if is_json:
         click.echo(report.to_json())
     else:
@@ -131,7 +150,7 @@ def demo(
 
 @cli.command()
 def info() -> None:
-    """Show version, packet engine, and the settings as this environment gives them."""
+    """Show version, packet engine and settings of this environment."""
     from rich.console import Console
 
     from comfy_cluster.cli.environment import print_environment

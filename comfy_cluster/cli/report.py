@@ -106,7 +106,7 @@ class DemoReport:
             table.add_column(heading, justify="right")
         for index, each in enumerate(self.measures):
             table.add_row(
-                f"{index} (leader)" if index == 0 else str(index),
+                "leader 0" if index == 0 else str(index),
                 str(each.items),
                 f"{each.compute_seconds:.2f}",
                 f"{each.bytes_sent / 1e6:.1f}",
@@ -120,11 +120,12 @@ class DemoReport:
     def _conclusions(self) -> list[Text]:
         count = len(self.measures)
         width, height = self.picture_size
+        instances = _counted(count, "instance")
         lines = [
             Text(
-                f"{len(self.instances)} images of {width}x{height}: {self.cluster_seconds:.2f} s "
-                f"on {_instances_text(count)}, {self.single_seconds:.2f} s in a single process: "
-                f"{self.speed_up:.2f} times as fast"
+                f"{_counted(len(self.instances), 'image')} of {width}x{height}: "
+                f"{self.cluster_seconds:.2f} s on {instances}, {self.single_seconds:.2f} s in a "
+                f"single process: {self.speed_up:.2f} times as fast"
             ),
             Text(f"Packet engine: {self.engine}"),
             Text(f"Contact sheet: {self.sheet_path}"),
@@ -132,9 +133,9 @@ class DemoReport:
         if count > self.cpu_count and not self.emulated_gpu_ms:
             lines.append(
                 Text(
-                    f"{count} instances share {self.cpu_count} CPU cores here, so they cannot be "
-                    f"{count} times as fast. --emulate-gpu-ms 500 shows what accelerators of their "
-                    "own would do.",
+                    f"{instances} share {_counted(self.cpu_count, 'CPU core')} here, so they "
+                    f"cannot be {count} times as fast. --emulate-gpu-ms 500 shows what "
+                    "accelerators of their own would do.",
                     style="dim",
                 )
             )
@@ -163,5 +164,5 @@ class DemoReport:
         return lines
 
 
-def _instances_text(count: int) -> str:
-    return "1 instance" if count == 1 else f"{count} instances"
+def _counted(count: int, word: str) -> str:
+    return f"1 {word}" if count == 1 else f"{count} {word}s"
