@@ -1,11 +1,18 @@
 # cython: language_level=3
-"""Calls the compiled engine's helpers as another Cython module does, without the GIL."""
+# distutils: language=c
+"""The engine's C functions seen from another Cython module; test_engine_helpers.py compiles this.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+Every buffer handed to the engine is malloc'ed at its exact size, so that a tool like valgrind or a
+guard page finds a read behind its end. All calls are made without the GIL.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from comfy_cluster._fastpath cimport (
-    C_HEADER_SIZE,
+    C_SACK_HEADER_SIZE,
+    C_SACK_MAX_WORDS,
     Bitmap,
     Header,
     History,
@@ -24,49 +31,101 @@ from comfy_cluster._fastpath cimport (
 )
 
 
-def header_round_trip(uint8_t kind, uint32_t session, uint64_t counter):
-    """Return the header as parsed again, and whether one byte less is refused."""
-    cdef uint8_t packed[C_HEADER_SIZE]
-    cdef Header header
-    cdef bint is_valid
-    cdef bint is_short_valid
+cdef uint8_t* exact_copy(bytes data) except NULL:
+    cdef uint8_t* copy = <uint8_t*>malloc(max(len(data), 1))
+    if copy == NULL:
+        raise MemoryError
+    memcpy(copy, <const uint8_t*>data, len(data))
+    return copy
+
+
+def pack_header(uint8_t kind, uint32_t session, uint64_t counter):
+    cdef uint8_t packed[16]
     with nogil:
         header_pack(packed, kind, session, counter)
-        is_valid = header_parse(packed, C_HEADER_SIZE, &header)
-        is_short_valid = header_parse(packed, C_HEADER_SIZE - 1, &header)
-    assert is_valid and not is_short_valid
-    return header.kind, header.session, header.counter
+    return packed[:16]
 
 
-def chunks_added(uint32_t chunk_count, list indexes):
-    """Return how many of `indexes` were new, and which chunks the bitmap then has."""
+def parse_header(bytes data):
+    cdef Header header
+    cdef uint8_t* copy = exact_copy(data)
+    cdef size_t size = len(data)
+    cdef bint is_valid
+    with nogil:
+        is_valid = header_parse(copy, size, &header)
+    free(copy)
+    return (header.kind, header.session, header.counter) if is_valid else None
+
+
+def parse_sack(bytes data):
+    cdef Sack sack
+    cdef uint8_t* copy = exact_copy(data)
+    cdef size_t size = len(data)
+    cdef bint is_valid
+    with nogil:
+        is_valid = sack_parse(copy, size, &sack)
+    free(copy)
+    if not is_valid:
+        return None
+    words = [sack.words[number] for number in range(sack.word_count)]
+    return sack.largest, sack.ack_delay_us, sack.receive_window, words
+
+
+def repack_sack(bytes data):
+    """Parse, pack again, and return the bytes; asserts that the sizes agree."""
+    cdef Sack sack
+    cdef uint8_t packed[20 + 8 * 128]
+    cdef const uint8_t* payload = data
+    cdef size_t size = len(data)
+    with nogil:
+        if sack_parse(payload, size, &sack):
+            size = sack_pack(packed, &sack)
+        else:
+            size = 0
+    assert size == C_SACK_HEADER_SIZE + 8 * sack.word_count
+    return packed[:size]
+
+
+def add_to_bitmap(uint32_t chunk_count, list indices):
+    """Return what each `bitmap_add` said, how many are there, and which."""
     cdef Bitmap bitmap
-    cdef uint32_t number
-    assert bitmap_init(&bitmap, chunk_count)
-    new_count = sum(bitmap_add(&bitmap, index) for index in indexes)
-    assert new_count == bitmap.count
-    present = [number for number in range(chunk_count) if bitmap_has(&bitmap, number)]
+    cdef uint32_t index
+    cdef bint is_new
+    if not bitmap_init(&bitmap, chunk_count):
+        raise MemoryError
+    answers = []
+    for index in indices:
+        with nogil:
+            is_new = bitmap_add(&bitmap, index)
+        answers.append(bool(is_new))
+    present = [index for index in range(min(chunk_count, 4096)) if bitmap_has(&bitmap, index)]
+    count = bitmap.count
     free(bitmap.words)
-    return new_count, present
+    return answers, count, present
 
 
-def sack_of(list counters):
-    """Return (largest, words) of the SACK for these counters, once packed and parsed."""
+def play_history(list counters):
+    """Return which counters were new, and the counters that one SACK then reports."""
     cdef History history
     cdef Sack sack
-    cdef Sack parsed
-    cdef uint8_t packed[1200]
-    cdef size_t size
-    cdef bint is_valid
+    cdef int64_t counter
+    cdef bint is_new
     history_init(&history)
+    answers = []
     for counter in counters:
-        if history_is_new(&history, counter):
-            history_add(&history, counter)
+        with nogil:
+            is_new = history_is_new(&history, counter)
+            if is_new:
+                history_add(&history, counter)
+        answers.append(bool(is_new))
     with nogil:
-        sack.ack_delay_us = 7
-        sack.receive_window = 65536
         history_fill_sack(&history, &sack)
-        size = sack_pack(packed, &sack)
-        is_valid = sack_parse(packed, size, &parsed)
-    assert is_valid and parsed.ack_delay_us == 7 and parsed.receive_window == 65536
-    return parsed.largest, [parsed.words[number] for number in range(parsed.word_count)]
+    assert 1 <= sack.word_count <= C_SACK_MAX_WORDS
+    first = 64 * (sack.largest // 64 - sack.word_count + 1)
+    reported = [
+        first + 64 * number + bit
+        for number in range(sack.word_count)
+        for bit in range(64)
+        if sack.words[number] >> bit & 1
+    ]
+    return answers, reported
