@@ -29,7 +29,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, text: str, bars: Sequence[tuple[str, int]]) -> Iterator[Bars]:

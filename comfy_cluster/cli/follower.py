@@ -36,6 +36,9 @@ def main() -> None:
             release.wait()
     except ClusterError as error:
         sys.exit(f"Error: {error}")
+    # At once: with torch loaded the interpreter takes a second to take itself apart.
+    logging.shutdown()
+    os._exit(0)
 
 
 class LeaderWatch:

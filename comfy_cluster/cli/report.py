@@ -94,14 +94,8 @@ class DemoReport:
     def _table(self) -> RenderableType:
         table = Table(title="What each instance did", box=box.SIMPLE_HEAD)
         for heading in (
-            "instance",
-            "images",
-            "compute s",
-            "sent MB",
-            "received MB",
-            "resent chunks",
-            "transfer s",
-            "MB/s",
+            *("instance", "images", "compute\ns", "sent\nMB", "received\nMB"),
+            *("resent\nchunks", "transfer\ns", "MB/s"),
         ):
             table.add_column(heading, justify="right")
         for index, each in enumerate(self.measures):

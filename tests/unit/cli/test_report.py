@@ -42,6 +42,8 @@ def test_the_table_has_a_line_for_each_instance_and_fits_a_narrow_terminal() -> 
     assert leader == ["leader", "0", "2", "1.50", "2.0", "5.0", "4", "0.50", "14"]
     table = text.split("images of")[0]
     assert max(map(len, table.splitlines())) <= 80
+    assert "received" in table
+    assert "\u2026" not in table  # rich's mark for a text that was cut off
 
 
 def test_the_conclusions_name_times_engine_sheet_and_verdict() -> None:
