@@ -135,16 +135,24 @@ class Collectives:
         return decoded
 
     def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
-        handle = self._payloads.send(
+        job_id = call.key.job_id
+
+        def track_transfer(peer: int, transfer: Handle[None]) -> None:
+            # Each by itself: a peer that has its payload may leave before the others have theirs.
+            transfer.description = f"{call} to instance {peer}"
+            self._jobs.track(job_id, transfer, peers=frozenset({peer}))
+
+        sent = self._payloads.send(
             tensor,
             peers,
             key=call.key.from_source(self._own_index),
             message_type=call.message_type,
             is_image=call.is_image,
+            on_transfer=track_transfer,
         )
-        handle.description = f"{call} to instance {', '.join(map(str, peers))}"
-        self._jobs.track(call.key.job_id, handle, peers=frozenset(peers))
-        return handle
+        sent.description = f"{call} to instance {', '.join(map(str, peers))}"
+        self._jobs.track(job_id, sent, peers=frozenset())
+        return sent
 
     def _peers(self) -> list[int]:
         return [each for each in range(self._count) if each != self._own_index]

@@ -10,7 +10,7 @@ completes, and no thread ever waits for another one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -48,21 +48,23 @@ class Payloads:
         key: TransferKey,
         message_type: MessageType,
         is_image: bool,
+        on_transfer: Callable[[int, Handle[None]], None],
     ) -> Handle[None]:
         """Encodes once and sends to all `peers` at the same time; done when each has it.
 
-        `tensor` must not be changed in place before that.
+        `tensor` must not be changed in place before that. `on_transfer(peer, handle)` is called for
+        each transfer when it begins, on a codec thread.
         """
         if not peers:
             return Handle.completed(None)
 
+        def send_to(peer: int, payload: EncodedPayload) -> Handle[None]:
+            handle = self._transport.send_buffer(peer, key, payload, message_type=message_type)
+            on_transfer(peer, handle)
+            return handle
+
         def send_encoded(payload: EncodedPayload) -> Handle[list[None]]:
-            return all_of(
-                [
-                    self._transport.send_buffer(peer, key, payload, message_type=message_type)
-                    for peer in sorted(peers)
-                ]
-            )
+            return all_of([send_to(peer, payload) for peer in sorted(peers)])
 
         def begin(admission: Admission) -> Handle[list[None]]:
             def encode(tensor: torch.Tensor) -> EncodedPayload:

@@ -227,6 +227,21 @@ def test_a_peer_that_leaves_after_its_payload_arrived_is_not_missed() -> None:
         assert same_bits(handle.result(WAIT), torch.cat([part, part]))
 
 
+def test_a_peer_that_leaves_after_it_got_its_payload_does_not_fail_the_others() -> None:
+    with FakeClusters(3) as joined:
+        joined.connect_all(WAIT)
+        network, leader = joined.network, joined.clusters[0]
+        network.hold()
+        handle = leader.broadcast(CollectiveKey("job", "9"), latents(1))
+        assert network.wait_for_parcels(2, WAIT)
+        first = next(each for each in network.parcels if each.receiver == 1)
+        first.handle.set_result(None)
+        network.lose(1, "left")
+        assert network.flush(WAIT) and not handle.done()
+        network.let_go()
+        handle.result(WAIT)
+
+
 def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
     with FakeClusters(2) as joined:
         joined.connect_all(WAIT)
