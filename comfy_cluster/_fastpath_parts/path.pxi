@@ -199,6 +199,9 @@ cdef class CongestionController:
     def on_persistent_loss(self):
         congestion_on_persistent_loss(&self.state)
 
+    def on_path_back(self, double now):
+        self.state.recovery_at = now
+
 
 cdef class Pacer:
     cdef PacerState state

@@ -374,14 +374,18 @@ cdef void flow_detect_losses(PeerFlow* flow, double now) noexcept nogil:
 
 cdef void flow_probe(PeerFlow* flow) noexcept nogil:
     cdef SentEntry* entry
-    cdef int number
+    cdef bint is_persistent
+    cdef int left
     flow.probe_count += 1
     flow.probes_sent += 1
-    for number in range(C_PROBE_PACKETS):
+    is_persistent = flow.probe_count == C_PERSISTENT_PROBES
+    left = C_MAX_CAPACITY if is_persistent else C_PROBE_PACKETS
+    entry = sent_first_in_flight(&flow.sent)
+    while entry != NULL and left > 0:
+        flow_on_packet_lost(flow, entry)
         entry = sent_first_in_flight(&flow.sent)
-        if entry != NULL:
-            flow_on_packet_lost(flow, entry)
-    if flow.probe_count == C_PERSISTENT_PROBES:
+        left -= 1
+    if is_persistent:
         congestion_on_persistent_loss(&flow.congestion)
     flow_set_probe_timer(flow)
 
@@ -412,6 +416,8 @@ cdef inline OutgoingBuffer* flow_on_packet_acked(
 ) noexcept nogil:
     # Returns the buffer when this packet completed it.
     cdef OutgoingBuffer* buffer = entry.buffer
+    if flow.probe_count >= C_PERSISTENT_PROBES:
+        flow.congestion.recovery_at = now
     flow.probe_count = 0
     if entry.state == C_LOST:
         flow.spurious_losses += 1

@@ -122,6 +122,10 @@ class CongestionController:
         self._threshold = max(self._window * LOSS_REDUCTION, self._minimum)
         self._window = self._minimum
 
+    def on_path_back(self, now: float) -> None:
+        """Answers come again: what was sent in the silence and is lost shrinks nothing further."""
+        self._recovery_at = now
+
     @property
     def _minimum(self) -> float:
         return float(MINIMUM_WINDOW_PACKETS * self._packet_size)

@@ -3,7 +3,8 @@
 How it works. Every packet to the peer takes the next counter. The peer reports in SACKs which
 counters arrived. A packet with a smaller counter than one that arrived is lost once `loss_delay`
 has passed since it was sent; its chunk is sent again under a new counter. When nothing is reported
-at all, the two oldest packets are sent again after the probe timeout, which doubles each time.
+at all, the two oldest packets are sent again after the probe timeout, which doubles each time; at
+the third time all of them are.
 Chunks leave while the flight is under the congestion window and the receive window, and the pacer
 agrees. RFC 9002 is the model; docs/protocol.md has the rules.
 """
@@ -23,7 +24,7 @@ from .path import (
     Pacer,
     RttEstimator,
 )
-from .sent import IN_FLIGHT, LOST, SentEntry, SentPackets
+from .sent import IN_FLIGHT, LOST, MAX_CAPACITY, SentEntry, SentPackets
 
 MAX_ACK_DELAY = 0.001  # seconds that a SACK may be held back
 ACK_DELAY_LIMIT = 0.025  # seconds of claimed delay that are believed; RFC 9000 section 18.2
@@ -220,6 +221,8 @@ class PeerFlow:
     def _on_packet_acked(
         self, entry: SentEntry, bytes_in_flight: int, completed: list[OutgoingBuffer], now: float
     ) -> None:
+        if self._probe_count >= PERSISTENT_PROBES:
+            self.congestion.on_path_back(now)
         self._probe_count = 0
         if entry.state == LOST:  # it was only late: allow that much more from now on
             self.spurious_losses += 1
@@ -263,14 +266,21 @@ class PeerFlow:
             self.lost.append((entry.buffer, entry.chunk_index))
 
     def _probe(self) -> None:
-        """Send the oldest packets again without calling the path congested yet."""
+        """Send the oldest packets again; after a few such probes count the whole flight as lost.
+
+        Until then nothing says that the path is congested. From then on the window is so small
+        that nothing could leave if the flight still counted (cf. RFC 5681 section 3.1).
+        """
         self._probe_count += 1
         self.probes_sent += 1
-        for _ in range(PROBE_PACKETS):
+        is_persistent = self._probe_count == PERSISTENT_PROBES
+        limit = MAX_CAPACITY if is_persistent else PROBE_PACKETS
+        for _ in range(limit):
             entry = self.sent.first_in_flight()
-            if entry is not None:
-                self._on_packet_lost(entry)
-        if self._probe_count == PERSISTENT_PROBES:
+            if entry is None:
+                break
+            self._on_packet_lost(entry)
+        if is_persistent:
             self.congestion.on_persistent_loss()
         self._set_probe_timer()
 

@@ -124,6 +124,19 @@ def test_transfer_goes_on_when_the_silence_ends(engine: ModuleType) -> None:
     run_to_the_end(run, time_limit=3.0)
 
 
+def test_short_outage_with_a_full_window_costs_little_more_than_itself(engine: ModuleType) -> None:
+    """Probes must not wait for a flight that is gone: the collapsed window would hold them back."""
+    run = Run(engine, Scenario(5, Link(delay=0.01, rate=12.5e6), ()))
+    run.start(Transfer(0, 1, buffer_id=7, size=4_000_000))
+    run.network.run_for(0.15)
+    assert run.instances[0].core.peer_stats(1)["bytes_in_flight"] > 20 * 1200
+    run.network.set_links(Link(loss=1.0))
+    run.network.run_for(0.3)
+    run.network.set_links(Link(delay=0.01, rate=12.5e6))
+    run_to_the_end(run, time_limit=1.5)
+    assert run.instances[0].core.peer_stats(1)["probes_sent"] < 10
+
+
 def test_idle_connection_needs_no_packet_and_no_timer(engine: ModuleType) -> None:
     run = started_run(engine)
     run_to_the_end(run)
