@@ -34,7 +34,7 @@ FALLBACK_TEXT = """
 comfy-cluster: the compiled packet engine was NOT built:
     {error}
 The installation goes on with the pure-Python engine: same results, transfers
-several times slower. To get the compiled engine install a C compiler (Debian and
+many times slower. To get the compiled engine install a C compiler (Debian and
 Ubuntu: apt-get install build-essential; Windows: Visual Studio Build Tools) and
 install comfy-cluster again. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes this an error.
 ********************************************************************************

@@ -12,7 +12,7 @@ from comfy_cluster import identity
 from comfy_cluster import settings_parsing as forms
 from comfy_cluster.settings_parsing import Form, memory_size, one_of, whole_number
 
-LARGEST_INSTANCE_COUNT = 65_535  # an instance index is 16 bits of a buffer id
+LARGEST_INSTANCE_COUNT = 4_096  # MAX_PEERS of the packet engine
 LARGEST_BURST_SIZE = 1024  # UIO_MAXIOV: no kernel takes more packets in one call
 LARGEST_RETRY_COUNT = 100
 

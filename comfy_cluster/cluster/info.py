@@ -47,7 +47,7 @@ class ClusterInfo:
     registration_mode: RegistrationMode
     cluster_id: str
     engine: str
-    """`compiled`, `python`, or `none` for a cluster of one."""
+    """`compiled`, `pure Python`, or `none` for a cluster of one."""
     peers: tuple[PeerSummary, ...] = ()
     stats: Mapping[str, int] = field(default_factory=dict)
     """The transport's counters by name; docs/protocol.md defines them."""

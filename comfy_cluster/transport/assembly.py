@@ -137,7 +137,7 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         role=core.role,
         software_version=core.software_version,
         engine_name=core.engine_name,
-        rtt=flow["smoothed_rtt"] or core.message_rtt or None,
+        rtt=flow["smoothed_rtt"] if flow["min_rtt"] else core.message_rtt or None,
         packet_size=core.packet_size,
         **{name: flow[name] for name in names},
     )

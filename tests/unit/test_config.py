@@ -311,9 +311,8 @@ def test_single_host_counts_ports_up() -> None:
     assert read(BROADCAST, SINGLE_HOST="1", DIRECT_LISTEN_PORT="7").direct_listen_port == 7
 
 
-def test_default_port_past_the_last_port_is_an_error() -> None:
-    error = error_of(BROADCAST, INSTANCE_COUNT="60000", INSTANCE_INDEX="59999", SINGLE_HOST="1")
-    assert "COMFY_CLUSTER_DIRECT_LISTEN_PORT='69997'" in str(error)
+def test_more_instances_than_the_engine_has_peers_are_refused() -> None:
+    assert "COMFY_CLUSTER_INSTANCE_COUNT='4097'" in str(error_of(BROADCAST, INSTANCE_COUNT="4097"))
 
 
 def test_several_rendezvous_servers() -> None:

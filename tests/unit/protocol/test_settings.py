@@ -42,6 +42,8 @@ def test_large_packets_only_where_the_path_is_known_to_carry_them() -> None:
     settings = settings_of(loopback_packet_size=9_000)
     assert settings.packet_size_to(("127.0.0.1", 9998), 65_507) == 9_000
     assert settings.packet_size_to(("::1", 9998), 65_507) == 9_000
+    assert settings.packet_size_to(("::ffff:127.0.0.1", 9998), 65_507) == 9_000
+    assert settings.packet_size_to(("::ffff:192.168.1.2", 9998), 65_507) == 1_200
     assert settings.packet_size_to(("192.168.1.2", 9998), 65_507) == 1_200
     assert settings.packet_size_to(("gpu-2.example", 9998), 65_507) == 1_200
 
