@@ -81,6 +81,20 @@ class Followers:
             if process.poll() is not None:
                 raise PeerLost(self._end_text(index), peer=index)
 
+    def explained(self, error: PeerLost) -> PeerLost:
+        """What the user is told when a follower is lost: how it ended if it has, and its words."""
+        if error.peer is None:
+            return error
+        process = self._processes[error.peer - 1]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT)  # one that fails leaves the cluster before it ends
+            return PeerLost(self._end_text(error.peer), peer=error.peer)
+        return PeerLost(
+            f"Instance {error.peer} (process {process.pid}) does not answer any more: {error}. Its "
+            f"last lines:\n{self.written_by(error.peer)}",
+            peer=error.peer,
+        )
+
     def kill(self) -> None:
         """Ends all of them now. Twice is fine."""
         for process in self._processes:

@@ -18,7 +18,7 @@ from comfy_cluster.cli import job
 from comfy_cluster.cli.followers import Followers
 from comfy_cluster.cli.instance import Instance
 from comfy_cluster.cli.measures import Interval, Measures, union_seconds
-from comfy_cluster.errors import DiscoveryError, TransferTimeout
+from comfy_cluster.errors import DiscoveryError, PeerLost, TransferTimeout
 from comfy_cluster.transport.handle import Handle
 
 T = TypeVar("T")
@@ -48,14 +48,20 @@ class Leader:
         self._instance = instance
         self._cluster = instance.cluster
         self._followers = followers
+        self._expected: list[Handle[torch.Tensor]] = []
+        """Of each follower what it sends last: fails when the follower is lost."""
 
     def run(self, images: torch.Tensor, *, sleep_seconds: float, on_progress: Progress) -> Outcome:
         """`images` is float32 [B,H,W,3]. PeerLost names an instance that ended or is silent."""
         with self._cluster.job(job.JOB_ID):
-            return self._run(images, sleep_seconds, on_progress)
+            try:
+                return self._run(images, sleep_seconds, on_progress)
+            except PeerLost as error:
+                raise self._followers.explained(error) from error
 
     def _run(self, images: torch.Tensor, sleep_seconds: float, on_progress: Progress) -> Outcome:
         arrivals = _Arrivals(self._instance, len(images), on_progress=on_progress)
+        self._expected = arrivals.measures
         settings = torch.tensor(sleep_seconds, dtype=torch.float64)
         self._wait(self._cluster.broadcast(job.START, settings))
         before, started_at = self._instance.traffic(), time.monotonic()
@@ -113,9 +119,9 @@ class Leader:
         )
 
     def _wait(self, handle: Handle[T]) -> T:
-        """The handle's result, unless a follower ends before."""
+        """The handle's result, unless a follower is lost before."""
         while not handle.done():
-            self._followers.check()
+            self._check()
             try:
                 return handle.result(POLL_INTERVAL)
             except TransferTimeout:
@@ -123,11 +129,18 @@ class Leader:
         return handle.result()
 
     def _sleep(self, seconds: float) -> None:
-        """Sleeps, unless a follower ends before."""
+        """Sleeps, unless a follower is lost before."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self._followers.check()
+            self._check()
             time.sleep(min(left, POLL_INTERVAL))
+
+    def _check(self) -> None:
+        """PeerLost if a follower has ended, or is silent."""
+        self._followers.check()
+        for handle in self._expected:
+            if handle.done():
+                handle.result()
 
 
 class _Arrivals:

@@ -179,6 +179,17 @@ def test_a_follower_that_is_killed_is_named(running_demo: RunningDemo) -> None:
 
 
 @pytest.mark.parametrize("instance_count", [2])
+def test_a_follower_that_hangs_is_named(running_demo: RunningDemo) -> None:
+    running_demo.followers[1].suspend()
+    assert running_demo.wait() == 1
+    assert "Error: Instance 1 (process" in running_demo.output
+    assert "does not answer any more" in running_demo.output
+    assert "silent for" in running_demo.output
+    assert "Traceback" not in running_demo.output
+    running_demo.assert_no_follower_is_left(timeout=0)
+
+
+@pytest.mark.parametrize("instance_count", [2])
 def test_ctrl_c_ends_every_process_at_once(running_demo: RunningDemo) -> None:
     assert set(running_demo.followers) == {1}, running_demo.output
     running_demo.process.send_signal(signal.SIGINT)

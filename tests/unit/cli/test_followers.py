@@ -73,3 +73,17 @@ def test_a_command_that_does_not_exist_leaves_nothing_behind() -> None:
     with pytest.raises(FileNotFoundError), team:
         pass
     assert children() == []
+
+
+def test_a_lost_one_is_explained_by_how_it_ended_or_that_it_has_not() -> None:
+    with followers(FAILING, "power") as team:
+        explained = team.explained(PeerLost("it left", peer=1))
+    assert explained.peer == 1
+    assert "ended with exit code 1" in str(explained)
+    assert "Error: no power" in str(explained)
+
+
+def test_a_lost_one_that_still_runs_is_explained_with_what_was_noticed() -> None:
+    expected = pytest.raises(PeerLost, match=r"1 .*does not answer any more: silent for 3 s")
+    with expected, followers(STUBBORN, "a") as team:
+        raise team.explained(PeerLost("silent for 3 s", peer=1))
