@@ -25,11 +25,12 @@ from comfy_cluster.cli.comparison import find_differences
 from comfy_cluster.cli.display import Display
 from comfy_cluster.cli.followers import Followers
 from comfy_cluster.cli.images import Pictures, generate_pictures, load_pictures
-from comfy_cluster.cli.instance import Instance, free_ports, instance_environ, start_timeout
+from comfy_cluster.cli.instance import free_ports, instance_environ, start_timeout
 from comfy_cluster.cli.leader import Leader, Outcome
 from comfy_cluster.cli.report import DemoReport
 from comfy_cluster.cli.sheet import make_sheet
 from comfy_cluster.config import ClusterConfig
+from comfy_cluster.runtime import build_cluster
 from comfy_cluster.settings_parsing import PREFIX
 
 DEFAULT_COUNT = 16
@@ -64,12 +65,10 @@ def run_demo(options: DemoOptions, environ: Mapping[str, str]) -> DemoReport:
     config = ClusterConfig.from_env(environs[0])
     _configure_logging(config, environ)
     pictures = _pictures(options, display)
-    with Followers(environs[1:]) as followers:
-        instance = Instance(config)
-        with instance.cluster:
-            leader = Leader(instance, followers)
-            _connect(leader, display, instance_count=options.instance_count)
-            outcome = _run_on_cluster(leader, options, display, images=pictures.batch)
+    with Followers(environs[1:]) as followers, build_cluster(config) as cluster:
+        leader = Leader(cluster, followers)
+        _connect(leader, display, instance_count=options.instance_count)
+        outcome = _run_on_cluster(leader, options, display, images=pictures.batch)
     expected, single_seconds = _run_single(options, display, pictures.batch)
     return _report(
         options, pictures, outcome=outcome, expected=expected, single_seconds=single_seconds

@@ -15,10 +15,12 @@ import time
 import torch
 
 from comfy_cluster.cli import job
-from comfy_cluster.cli.instance import Instance, start_timeout
+from comfy_cluster.cli.instance import start_timeout, traffic_of
 from comfy_cluster.cli.measures import Measures
+from comfy_cluster.cluster import Cluster
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import ClusterError
+from comfy_cluster.runtime import build_cluster
 
 ABANDONED_EXIT_CODE = 3
 
@@ -30,9 +32,8 @@ def main() -> None:
     try:
         config = ClusterConfig.from_env(os.environ)
         logging.basicConfig(level=str(config.log_level), format="%(levelname)s %(message)s")
-        instance = Instance(config)
-        with instance.cluster:
-            run_job(instance)
+        with build_cluster(config) as cluster:
+            run_job(cluster)
             release.wait()
     except ClusterError as error:
         sys.exit(f"Error: {error}")
@@ -62,14 +63,13 @@ class LeaderWatch:
         self._is_released.set()
 
 
-def run_job(instance: Instance) -> None:
+def run_job(cluster: Cluster) -> None:
     """Receives a slice, filters it, and sends it back, with what was measured."""
-    cluster = instance.cluster
     index = cluster.instance_index
     cluster.wait_until_ready(start_timeout(cluster.instance_count))
     with cluster.job(job.JOB_ID):
         sleep_seconds = cluster.broadcast(job.START).result().item()
-        before, started_at = instance.traffic(), time.monotonic()
+        before, started_at = traffic_of(cluster), time.monotonic()
         images = cluster.fan_out(job.FAN_OUT).result()
         received_at = time.monotonic()
 
@@ -83,7 +83,7 @@ def run_job(instance: Instance) -> None:
         computed_at = time.monotonic()
         cluster.fan_in(job.FAN_IN, filtered).result()
         sent_at = time.monotonic()
-        used = instance.traffic() - before
+        used = traffic_of(cluster) - before
         measures = Measures(
             items=len(images),
             compute_seconds=computed_at - received_at,

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from comfy_cluster import fastpath, runtime
 from comfy_cluster.cluster import Cluster
-from comfy_cluster.config import ClusterConfig, role_of
+from comfy_cluster.config import role_of
 from comfy_cluster.settings_parsing import PREFIX
-from comfy_cluster.transport import Transport
 from comfy_cluster.transport.sockets import open_udp_socket
 
 LOOPBACK = "127.0.0.1"
@@ -77,24 +75,11 @@ class Traffic:
         )
 
 
-class Instance:
-    """A cluster that is not started yet, and the numbers of its transport."""
-
-    def __init__(self, config: ClusterConfig) -> None:
-        self.config = config
-        self._transport = None if config.is_single else Transport(config)
-        if self._transport is None:
-            self.cluster = runtime.build_cluster(config)
-        else:
-            discovery = runtime.build_discovery(config)
-            name = fastpath.ENGINE_NAME
-            self.cluster = Cluster(config, self._transport, discovery, engine_name=name)
-
-    def traffic(self) -> Traffic:
-        """What was sent and received so far; zeros for a cluster of one."""
-        peers = [] if self._transport is None else self._transport.peers()
-        return Traffic(
-            sum(peer.bytes_sent for peer in peers),
-            sum(peer.bytes_received for peer in peers),
-            sum(peer.chunks_retransmitted for peer in peers),
-        )
+def traffic_of(cluster: Cluster) -> Traffic:
+    """What this instance sent and received so far; zeros for a cluster of one."""
+    peers = cluster.info().peers
+    return Traffic(
+        sum(peer.bytes_sent for peer in peers),
+        sum(peer.bytes_received for peer in peers),
+        sum(peer.chunks_retransmitted for peer in peers),
+    )

@@ -16,8 +16,9 @@ import torch
 from comfy_cluster import batches
 from comfy_cluster.cli import job
 from comfy_cluster.cli.followers import Followers
-from comfy_cluster.cli.instance import Instance
+from comfy_cluster.cli.instance import traffic_of
 from comfy_cluster.cli.measures import Interval, Measures, union_seconds
+from comfy_cluster.cluster import Cluster
 from comfy_cluster.errors import DiscoveryError, PeerLost, TransferTimeout
 from comfy_cluster.transport.handle import Handle
 
@@ -44,9 +45,8 @@ class Outcome:
 class Leader:
     """Runs one job on a cluster whose followers run `follower.run_job`."""
 
-    def __init__(self, instance: Instance, followers: Followers) -> None:
-        self._instance = instance
-        self._cluster = instance.cluster
+    def __init__(self, cluster: Cluster, followers: Followers) -> None:
+        self._cluster = cluster
         self._followers = followers
         self._expected: list[Handle[torch.Tensor]] = []
         """Of each follower what it sends last: fails when the follower is lost."""
@@ -60,11 +60,11 @@ class Leader:
                 raise self._followers.explained(error) from error
 
     def _run(self, images: torch.Tensor, sleep_seconds: float, on_progress: Progress) -> Outcome:
-        arrivals = _Arrivals(self._instance, len(images), on_progress=on_progress)
+        arrivals = _Arrivals(self._cluster, len(images), on_progress=on_progress)
         self._expected = arrivals.measures
         settings = torch.tensor(sleep_seconds, dtype=torch.float64)
         self._wait(self._cluster.broadcast(job.START, settings))
-        before, started_at = self._instance.traffic(), time.monotonic()
+        before, started_at = traffic_of(self._cluster), time.monotonic()
         own = self._wait(self._cluster.fan_out(job.FAN_OUT, images))
         fanned_out_at = time.monotonic()
         filtered = job.filter_slice(
@@ -76,7 +76,7 @@ class Leader:
         computed_at = time.monotonic()
         joined = self._wait(self._cluster.fan_in(job.FAN_IN, filtered))
         joined_at = time.monotonic()
-        used = self._instance.traffic() - before
+        used = traffic_of(self._cluster) - before
         theirs = [self._wait(handle) for handle in arrivals.measures]
         intervals = [(started_at, fanned_out_at), *arrivals.intervals(joined_at)]
         own_measures = Measures(
@@ -149,8 +149,7 @@ class _Arrivals:
     Reports come in on the cluster's threads.
     """
 
-    def __init__(self, instance: Instance, item_count: int, *, on_progress: Progress) -> None:
-        cluster = instance.cluster
+    def __init__(self, cluster: Cluster, item_count: int, *, on_progress: Progress) -> None:
         self._sizes = batches.split_sizes(item_count, cluster.instance_count)
         self._on_progress = on_progress
         self._computed_at: dict[int, float] = {}

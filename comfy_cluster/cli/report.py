@@ -17,6 +17,12 @@ from comfy_cluster.cli.measures import Measures
 SHOWN_DIFFERENCE_COUNT = 10
 
 
+COLUMNS = (
+    *("instance", "images", "compute s", "sent MB"),
+    *("received MB", "resent chunks", "transfer s", "MB/s"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class DemoReport:
     """Everything that the demo found out."""
@@ -93,11 +99,8 @@ class DemoReport:
 
     def _table(self) -> RenderableType:
         table = Table(title="What each instance did", box=box.SIMPLE_HEAD)
-        for heading in (
-            *("instance", "images", "compute\ns", "sent\nMB", "received\nMB"),
-            *("resent\nchunks", "transfer\ns", "MB/s"),
-        ):
-            table.add_column(heading, justify="right")
+        for heading in COLUMNS:
+            table.add_column(heading.replace(" ", "\n"), justify="right")
         for index, each in enumerate(self.measures):
             table.add_row(
                 "leader 0" if index == 0 else str(index),

@@ -328,4 +328,5 @@ def _peer_summary(peer: PeerInfo) -> PeerSummary:
         rtt=peer.rtt,
         bytes_sent=peer.bytes_sent,
         bytes_received=peer.bytes_received,
+        chunks_retransmitted=peer.chunks_retransmitted,
     )

@@ -22,6 +22,7 @@ class PeerSummary:
     """Round trip in seconds; None: not measured."""
     bytes_sent: int
     bytes_received: int
+    chunks_retransmitted: int
 
     def text(self) -> str:
         """One line for people."""
@@ -30,7 +31,8 @@ class PeerSummary:
         return (
             f"Instance {self.instance_index} ({self.role}): {self.address}, {connection}, "
             f"RTT {rtt}, sent {_size_text(self.bytes_sent)}, "
-            f"received {_size_text(self.bytes_received)}"
+            f"received {_size_text(self.bytes_received)}, "
+            f"resent {self.chunks_retransmitted} chunks"
         )
 
 

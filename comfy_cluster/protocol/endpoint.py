@@ -259,6 +259,12 @@ class Endpoint:
     def next_event(self) -> events.Event | None:
         return self._events.popleft() if self._events else None
 
+    @property
+    def has_unanswered(self) -> bool:
+        """Whether a connected peer still owes the ACK of a message."""
+        peers = self._connections.peers.values()
+        return any(len(peer.outbox) for peer in peers if self.is_connected(peer.index))
+
     def close(self, now: float) -> None:
         """Say GOODBYE; everything that is under way fails with TransferCancelled.
 

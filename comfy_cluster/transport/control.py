@@ -17,6 +17,7 @@ from comfy_cluster.transport.engine_threads import EngineThreads
 from comfy_cluster.transport.wakeup import WakeUp
 
 STOP_TIMEOUT = 0.5  # seconds; a turn takes milliseconds
+SETTLE_TIMEOUT = 0.2  # seconds at the end for answers to what was said last; a few round trips
 
 Command = Callable[[float], object]
 """Called with `now` on the control thread; what it raises ends the thread."""
@@ -27,6 +28,9 @@ EventT_co = TypeVar("EventT_co", covariant=True)
 
 class Core(Protocol[EventT_co]):
     """What the control thread needs of the protocol core."""
+
+    @property
+    def has_unanswered(self) -> bool: ...
 
     def handle_engine_events(self, now: float) -> None: ...
 
@@ -96,10 +100,20 @@ class ControlThread(Generic[EventT]):
                 while not self._is_stopping:
                     self._turn()
                     selector.select(self._time_left())
+                self._settle(selector)
             self._core.close(time.monotonic())
             self._pass_events_on()
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             self._on_failure(error)
+
+    def _settle(self, selector: selectors.BaseSelector) -> None:
+        """Give what was sent last, such as the receipt of a payload, its chance to arrive."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        self._turn()
+        while self._core.has_unanswered and (left := deadline - time.monotonic()) > 0:
+            due = self._time_left()
+            selector.select(left if due is None else min(left, due))
+            self._turn()
 
     def _turn(self) -> None:
         self._wakeup.clear()

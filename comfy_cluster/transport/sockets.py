@@ -1,6 +1,7 @@
 """The UDP socket of an instance: opened, bound, and its buffers as large as the kernel allows.
 
-Also knows how the kernel writes an address. Sends and receives nothing. Used by `transport/` alone.
+Also knows how the kernel writes an address. Sends and receives nothing. Used by `transport/`,
+and by tools that look for free ports.
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ def finish_round(started: list[tuple[str, Handle[list[torch.Tensor]], list[torch
 
 def resources() -> dict[str, int]:
     """What this process holds: file descriptors, threads, resident KiB."""
-    status = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "threads": threading.active_count(),

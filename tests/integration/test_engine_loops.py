@@ -24,7 +24,7 @@ pytestmark = [
 
 DEADLINE = 30.0  # seconds until a wait is called a hang
 
-MODES = {
+MODES: dict[str, dict[str, bool]] = {
     "gso-gro": {},
     "no-gso": {"use_gso": False},
     "no-gro": {"use_gro": False},
@@ -102,7 +102,7 @@ def connected_pair(
     return first, second
 
 
-@pytest.fixture(params=MODES.values(), ids=MODES.keys())
+@pytest.fixture(params=MODES.values(), ids=list(MODES))
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Side, Side]]:
     first, second = connected_pair(request.param, packet_size=1436)
     yield first, second
@@ -122,7 +122,7 @@ def send(
     source: Side,
     target: Side,
     buffer_id: int,
-    payload: bytes,
+    payload: bytes | bytearray,
     *,
     prefix: bytes = b"",
     peer: int = 1,

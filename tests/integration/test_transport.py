@@ -23,7 +23,9 @@ from comfy_cluster.errors import (
     TransferCancelled,
     TransferTimeout,
 )
-from comfy_cluster.transport import Handle, ReceivedBuffer, Transport
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.memory import ReceivedBuffer
+from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType
 from tests.integration.clusters import configs
 from tests.integration.transports import (

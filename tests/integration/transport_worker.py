@@ -22,7 +22,8 @@ from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import PeerLost, TransferError
 from comfy_cluster.protocol import PeerConnected
-from comfy_cluster.transport import Handle, Transport
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType, TransferKey
 
 FANIN = MessageType.DISTRIBUTE_BUFFER_FANIN

@@ -12,7 +12,7 @@ from typing import Any
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.protocol import PeerConnected, PeerLost
-from comfy_cluster.transport import Transport
+from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType, TransferKey
 from tests.integration.clusters import configs
 

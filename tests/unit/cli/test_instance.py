@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from comfy_cluster.cli.instance import Instance, Traffic, free_ports, instance_environ
+from comfy_cluster.cli.instance import Traffic, free_ports, instance_environ, traffic_of
 from comfy_cluster.config import ClusterConfig, Codec, RegistrationMode, Role
+from comfy_cluster.runtime import build_cluster
 
 PORTS = [5001, 5002, 5003]
 
@@ -46,7 +47,6 @@ def test_ports_differ_from_each_other() -> None:
 
 def test_a_cluster_of_one_has_no_traffic() -> None:
     environ = instance_environ({}, 0, ports=[5001], cluster_id="demo-1")
-    instance = Instance(ClusterConfig.from_env(environ))
-    with instance.cluster:
-        assert instance.traffic() == Traffic()
+    with build_cluster(ClusterConfig.from_env(environ)) as cluster:
+        assert traffic_of(cluster) == Traffic()
     assert Traffic(9, 8, 7) - Traffic(1, 2, 3) == Traffic(8, 6, 4)

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from comfy_cluster.cli.followers import Followers
-from comfy_cluster.cli.instance import Instance, free_ports, instance_environ
+from comfy_cluster.cli.instance import free_ports, instance_environ
 from comfy_cluster.cli.leader import Leader
+from comfy_cluster.cluster import Cluster
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import DiscoveryError, PeerLost
+from comfy_cluster.runtime import build_cluster
 
 SILENT = "import sys; print('I connect to nobody', flush=True); sys.stdin.read()"
 FAILING = "import sys; sys.exit('Error: no power')"
@@ -27,10 +29,9 @@ def environs() -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def instance(environs: list[dict[str, str]]) -> Iterator[Instance]:
-    instance = Instance(ClusterConfig.from_env(environs[0]))
-    with instance.cluster:
-        yield instance
+def cluster(environs: list[dict[str, str]]) -> Iterator[Cluster]:
+    with build_cluster(ClusterConfig.from_env(environs[0])) as cluster:
+        yield cluster
 
 
 def start(environs: list[dict[str, str]], code: str) -> Followers:
@@ -38,7 +39,7 @@ def start(environs: list[dict[str, str]], code: str) -> Followers:
 
 
 def test_a_follower_that_does_not_connect_is_named(
-    environs: list[dict[str, str]], instance: Instance
+    environs: list[dict[str, str]], cluster: Cluster
 ) -> None:
     connected_counts: list[int] = []
     with start(environs, SILENT) as followers:
@@ -46,7 +47,7 @@ def test_a_follower_that_does_not_connect_is_named(
         while not followers.written_by(1).startswith("I connect"):
             followers.check()
             pause.wait(0.01)
-        leader = Leader(instance, followers)
+        leader = Leader(cluster, followers)
         with pytest.raises(DiscoveryError) as raised:
             leader.wait_until_ready(connected_counts.append, timeout=0.0)
     assert "Only 1 of 2 instances are connected after 0 s; missing: instance 1." in str(
@@ -57,9 +58,9 @@ def test_a_follower_that_does_not_connect_is_named(
 
 
 def test_a_follower_that_ends_before_it_connects_is_named(
-    environs: list[dict[str, str]], instance: Instance
+    environs: list[dict[str, str]], cluster: Cluster
 ) -> None:
     with start(environs, FAILING) as followers:
-        leader = Leader(instance, followers)
+        leader = Leader(cluster, followers)
         with pytest.raises(PeerLost, match=r"Instance 1 .* exit code 1 .*\n.*no power"):
             leader.wait_until_ready(lambda _: None, timeout=60.0)

@@ -14,12 +14,12 @@ from comfy_cluster.config import RegistrationMode, Role
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (403_000_000, "403.0 MB"), (10**13, "10.0 TB")],
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
-    peer = PeerSummary(1, Role.FOLLOWER, "10.0.0.1:9998", True, 0.0125, size, 0)
-    assert f"RTT 12.50 ms, sent {text}, received 0 B" in peer.text()
+    peer = PeerSummary(1, Role.FOLLOWER, "10.0.0.1:9998", True, 0.0125, size, 0, 3)
+    assert f"RTT 12.50 ms, sent {text}, received 0 B, resent 3 chunks" in peer.text()
 
 
 def test_what_is_not_known_is_said() -> None:
-    peer = PeerSummary(1, Role.FOLLOWER, "address unknown", False, None, 0, 0)
+    peer = PeerSummary(1, Role.FOLLOWER, "address unknown", False, None, 0, 0, 0)
     assert peer.text().startswith("Instance 1 (FOLLOWER): address unknown, not connected, RTT -,")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ class FakeCore:
         self.events: list[str] = []
         self.engine_events = 0
         self.closed_at: float | None = None
+        self.turns_until_answered = 0
+        self.was_answered_at_close: bool | None = None
+
+    @property
+    def has_unanswered(self) -> bool:
+        return self.turns < self.turns_until_answered
 
     def handle_engine_events(self, now: float) -> None:
         self.turns += 1
@@ -38,13 +45,14 @@ class FakeCore:
             self.fired_at.put(now)
 
     def next_timer(self) -> float | None:
-        return self.timer
+        return 0.0 if self.has_unanswered else self.timer  # a message to be sent again
 
     def next_event(self) -> str | None:
         return self.events.pop(0) if self.events else None
 
     def close(self, now: float) -> None:
         self.closed_at = now
+        self.was_answered_at_close = not self.has_unanswered
         self.events.append("closed")
 
 
@@ -159,3 +167,17 @@ def test_what_a_command_raises_ends_the_thread_and_is_told(setup: Setup) -> None
     assert str(setup.failures.get(timeout=WAIT)) == "a bug"
     assert setup.control.stop()
     assert setup.core.closed_at is None
+
+
+def test_end_waits_for_the_answers_to_what_was_said_last(setup: Setup) -> None:
+    run(setup.control)
+    setup.core.turns_until_answered = setup.core.turns + 5
+    assert setup.control.stop()
+    assert setup.core.was_answered_at_close is True
+
+
+def test_end_does_not_wait_for_a_peer_that_never_answers(setup: Setup) -> None:
+    run(setup.control)
+    setup.core.turns_until_answered = sys.maxsize
+    assert setup.control.stop()
+    assert setup.core.was_answered_at_close is False
