@@ -317,7 +317,7 @@ cdef bint engine_receive_sack(
         if flow.receive_window < C_MINIMUM_RECEIVE_WINDOW:
             flow.receive_window = C_MINIMUM_RECEIVE_WINDOW
     entry = sent_get(&flow.sent, sack.largest)
-    if entry != NULL and entry.state == C_IN_FLIGHT:
+    if entry != NULL:  # called lost or not, else a path that became slow is never learned
         rtt_on_sample(
             &flow.rtt, now - entry.sent_at, smaller(sack.ack_delay_us * 1e-6, C_ACK_DELAY_LIMIT)
         )

@@ -24,7 +24,7 @@ from .path import (
     Pacer,
     RttEstimator,
 )
-from .sent import IN_FLIGHT, LOST, MAX_CAPACITY, SentEntry, SentPackets
+from .sent import LOST, MAX_CAPACITY, SentEntry, SentPackets
 
 MAX_ACK_DELAY = 0.001  # seconds that a SACK may be held back
 ACK_DELAY_LIMIT = 0.025  # seconds of claimed delay that are believed; RFC 9000 section 18.2
@@ -196,7 +196,7 @@ class PeerFlow:
             self._largest_sack = counter
             self.receive_window = max(receive_window, MINIMUM_RECEIVE_WINDOW)
         newest = self.sent.get(largest)
-        if newest is not None and newest.state == IN_FLIGHT:
+        if newest is not None:  # called lost or not, else a path that became slow is never learned
             ack_delay = min(ack_delay_us * 1e-6, ACK_DELAY_LIMIT)
             self.rtt.on_sample(now - newest.sent_at, ack_delay)
         completed = self._acknowledge(largest, words, now)
