@@ -14,13 +14,6 @@ from tests.unit.protocol.fake_engine import key_of
 from tests.unit.protocol.world import World
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.connect()
-    return world
-
-
 def count_kept(endpoint: Endpoint) -> int:
     """Objects that the endpoint keeps for its peers, whatever they are."""
     incoming = endpoint._incoming

@@ -22,13 +22,6 @@ from tests.unit.protocol.world import DELAY, World
 PROMPT = MessageType.DISTRIBUTE_PROMPT
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.connect()
-    return world
-
-
 def send(world: World, payload: bytes, *, target: int = 1, require_ack: bool = True) -> int:
     return world.endpoints[0].send_message(
         target, PROMPT, payload, require_ack=require_ack, now=world.now

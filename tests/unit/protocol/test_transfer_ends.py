@@ -28,25 +28,6 @@ MEGABYTE = 1_000_000
 BUFFER = MessageType.DISTRIBUTE_BUFFER_FANOUT
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.connect()
-    return world
-
-
-def confirm_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].confirm_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
-def release_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].release_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
 def test_damaged_payload_is_sent_once_more(world: World) -> None:
     buffer_id = world.send(0, 1, "node", bytes(5_000))
     world.claim(1, "node")
@@ -56,10 +37,10 @@ def test_damaged_payload_is_sent_once_more(world: World) -> None:
     world.run_for(0.1)
     _, second = world.seen(1, BufferArrived)
     assert second.buffer_id != first.buffer_id
-    confirm_all(world)
+    world.confirm_all()
     assert world.seen(0, BufferSent) == [BufferSent(buffer_id)]
     assert not world.seen(1, IncomingFailed)
-    release_all(world)
+    world.release_all()
     assert world.is_idle(0) and world.is_idle(1)
 
 
@@ -130,7 +111,7 @@ def test_arrived_buffer_of_a_lost_peer_can_still_be_had(world: World) -> None:
     world.claim(1, "node")
     world.run_for(30.0)
     assert not world.seen(1, IncomingFailed)
-    release_all(world)
+    world.release_all()
     assert world.is_idle(1)
 
 
@@ -151,7 +132,7 @@ def test_damaged_buffer_of_a_lost_peer_fails_at_once(world: World) -> None:
 def test_buffer_that_nobody_comes_for_expires(world: World) -> None:
     world.send(0, 1, "node", bytes(5_000))
     world.run_for(0.1)
-    confirm_all(world)
+    world.confirm_all()
     world.run_for(UNCLAIMED_TIMEOUT - 1.0)
     assert not world.seen(1, IncomingFailed)
     world.run_for(1.1)
@@ -165,7 +146,7 @@ def test_claimed_buffer_does_not_expire_until_its_claim_is_taken_back(world: Wor
     world.send(0, 1, "node", bytes(5_000))
     world.claim(1, "node")
     world.run_for(0.1)
-    confirm_all(world)
+    world.confirm_all()
     world.run_for(2 * UNCLAIMED_TIMEOUT)
     assert not world.seen(1, IncomingFailed)
     world.endpoints[1].unclaim(key_of("node"), world.now)
@@ -180,7 +161,7 @@ def test_end_of_a_job_ends_all_of_its_transfers_and_no_other(world: World) -> No
         world.send(0, 1, "waits", bytes(MEGABYTE + 1), job)
         world.claim(1, "never sent", job=job)
     world.run_for(0.1)
-    confirm_all(world)
+    world.confirm_all()
     world.endpoints[1].end_job("old", world.now)
     world.run_for(0.1)
     failed = world.seen(1, IncomingFailed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from comfy_cluster.errors import (
     TransferError,
 )
@@ -19,25 +17,6 @@ from tests.unit.protocol.world import World
 MEGABYTE = 1_000_000
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.connect()
-    return world
-
-
-def confirm_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].confirm_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
-def release_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].release_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
 def test_queued_transfers_stay_within_the_budget(world: World) -> None:
     for number in range(10):
         world.send(0, 1, f"n{number}", bytes(MEGABYTE))
@@ -46,8 +25,8 @@ def test_queued_transfers_stay_within_the_budget(world: World) -> None:
     for _ in range(20):
         world.run_for(0.1)
         largest = max(largest, world.bookkeeping(1)["incoming budget"])
-        confirm_all(world)
-        release_all(world)
+        world.confirm_all()
+        world.release_all()
     assert 0 < largest <= 2 * MEGABYTE
     assert len(world.seen(0, BufferSent)) == 10
     assert world.is_idle(0) and world.is_idle(1)
@@ -63,7 +42,7 @@ def test_sender_keeps_to_its_half_of_the_budget(world: World) -> None:
     assert len(world.seen(1, BufferArrived)) == 2
     assert world.bookkeeping(0)["outgoing budget"] == 2 * MEGABYTE
     for _ in range(10):
-        confirm_all(world)
+        world.confirm_all()
     assert len(world.seen(0, BufferSent)) == 10
 
 
@@ -86,8 +65,8 @@ def test_buffer_larger_than_the_budget_is_taken_alone(world: World) -> None:
     world.claim(1, "small")
     world.run_for(0.5)
     assert set(world.arrived(1)) == {"large"}
-    confirm_all(world)
-    release_all(world)
+    world.confirm_all()
+    world.release_all()
     assert set(world.arrived(1)) == {"large", "small"}
 
 
@@ -99,8 +78,8 @@ def test_two_instances_with_full_budgets_do_not_wait_for_each_other(world: World
     for _ in range(10):
         world.run_for(0.1)
         for index in (0, 1):
-            confirm_all(world, index)
-            release_all(world, index)
+            world.confirm_all(index)
+            world.release_all(index)
     assert len(world.seen(0, BufferSent)) == len(world.seen(1, BufferSent)) == 4
 
 
@@ -108,7 +87,7 @@ def test_claimed_buffer_passes_when_unclaimed_ones_fill_their_half(world: World)
     """The key that frees the unclaimed ones may depend on the claimed one."""
     world.send(0, 1, "unclaimed", bytes(MEGABYTE))
     world.run_for(0.1)
-    confirm_all(world)
+    world.confirm_all()
     world.send(0, 1, "claimed", bytes(2 * MEGABYTE))
     world.claim(1, "claimed")
     world.run_for(0.1)

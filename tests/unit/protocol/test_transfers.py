@@ -30,25 +30,6 @@ MEGABYTE = 1_000_000
 BUFFER = MessageType.DISTRIBUTE_BUFFER_FANOUT
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.connect()
-    return world
-
-
-def confirm_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].confirm_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
-def release_all(world: World, index: int = 1) -> None:
-    for event in world.seen(index, BufferArrived):
-        world.endpoints[index].release_buffer(event.buffer_id, world.now)
-    world.run_for(0.1)
-
-
 @pytest.mark.parametrize("size", [0, 1, 64, 900, 901, 5_000, MEGABYTE])
 def test_payload_arrives_as_it_was_sent(world: World, size: int) -> None:
     content = bytes(number * 7 % 251 for number in range(min(size, 1_000))) * (size // 1_000 or 1)
@@ -60,9 +41,9 @@ def test_payload_arrives_as_it_was_sent(world: World, size: int) -> None:
     assert bytes(arrived.memory)[: arrived.size] == content
     assert arrived.digest == payload_of(content).digest()
     assert not world.seen(0, BufferSent)
-    confirm_all(world)
+    world.confirm_all()
     assert world.seen(0, BufferSent) == [BufferSent(buffer_id)]
-    release_all(world)
+    world.release_all()
     assert world.is_idle(0) and world.is_idle(1)
 
 

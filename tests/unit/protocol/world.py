@@ -151,6 +151,18 @@ class World:
         """The events of one kind so far, in order."""
         return [event for event in self.events[index] if isinstance(event, kind)]
 
+    def confirm_all(self, index: int = 1) -> None:
+        """The layer above finds every digest right."""
+        for event in self.seen(index, BufferArrived):
+            self.endpoints[index].confirm_buffer(event.buffer_id, self.now)
+        self.run_for(0.1)
+
+    def release_all(self, index: int = 1) -> None:
+        """The layer above is done with the memory of every payload."""
+        for event in self.seen(index, BufferArrived):
+            self.endpoints[index].release_buffer(event.buffer_id, self.now)
+        self.run_for(0.1)
+
     def arrived(self, index: int) -> dict[str, BufferArrived]:
         return {event.key.node_id: event for event in self.seen(index, BufferArrived)}
 
