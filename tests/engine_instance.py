@@ -22,6 +22,12 @@ def address_of(index: int) -> Address:
     return (f"10.0.0.{index + 1}", 9998)
 
 
+def connect(core: Any, peer: int, *, now: float = 0.0, **options: int) -> None:
+    """Connect a peer with sessions made from its index: 10 + peer here, 20 + peer there."""
+    values = {"local_session": 10 + peer, "remote_session": 20 + peer, "packet_size": 1200}
+    core.connect_peer(peer, address_of(peer), **(values | options), now=now)
+
+
 class EngineInstance:
     """One `PacketEngine` as SimNetwork drives it; checks the windows around every burst."""
 
