@@ -119,9 +119,17 @@ class Pacer:
 class PacketEngine:
     """All flows of one instance. Any thread may call any method."""
 
-    def __init__(self, *, burst_size: int = 174, receive_capacity: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        burst_size: int = 174,
+        receive_capacity: int = 1 << 20,
+        keepalive_interval: float = 0.0,
+    ) -> None:
         """`burst_size`: packets a burst. `receive_capacity`: bytes that the socket's buffer holds,
-        shared among the peers that send."""
+        shared among the peers that send. `keepalive_interval`: seconds without a packet to a peer
+        after which a SACK shows that this instance is there, even while its Python does not run;
+        0.0: never. It ends when no message was sent for many of them."""
 
     def allow_address(self, address: Address) -> None:
         """Accept HELLO packets from this address; from all others they are counted and dropped."""
@@ -209,6 +217,9 @@ class PacketEngine:
 
     def stop_loops(self) -> None:
         """Make both loops return, for good."""
+
+    def close_loops(self) -> None:
+        """Close the loops' descriptors; to be called when both have returned."""
 
     def loop_stats(self) -> dict[str, int]:
         """Return receive_calls, send_calls, send_errors, receive_errors, socket_full."""

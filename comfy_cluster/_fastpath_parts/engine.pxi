@@ -58,6 +58,7 @@ cdef struct Event:
 cdef struct EngineState:
     PyThread_type_lock lock
     int64_t receive_capacity
+    double keepalive_interval
     PeerFlow** flows  # ascending by index
     uint32_t flow_count
     uint32_t flow_capacity
@@ -419,21 +420,25 @@ cdef void engine_receive(
 
 # Packets out
 
-cdef inline void out_seal(PeerFlow* flow, OutPacket* out, uint8_t kind, uint64_t counter) noexcept nogil:
+cdef inline void out_seal(
+    PeerFlow* flow, OutPacket* out, uint8_t kind, uint64_t counter, double now
+) noexcept nogil:
     header_pack(out.head, kind, flow.remote_session, counter)
     out.address = flow.address
     out.size = out.head_size + out.part_sizes[0] + out.part_sizes[1]
     out.size += <uint32_t>packet_seal(out.head, out.size)
+    flow.last_sent_at = now
     flow.packets_sent += 1
     flow.bytes_sent += out.size
 
 
-cdef void out_message(PeerFlow* flow, OutPacket* out) noexcept nogil:
+cdef void out_message(PeerFlow* flow, OutPacket* out, double now) noexcept nogil:
     cdef QueuedMessage* message = queue_pop(&flow.messages)
+    flow.keepalives_left = C_KEEPALIVE_LIMIT
     memcpy(out.head + C_HEADER_SIZE, message.payload, message.size)
     out.head_size = C_HEADER_SIZE + message.size
     free(message)
-    out_seal(flow, out, C_KIND_MESSAGE, flow_take_counter(flow))
+    out_seal(flow, out, C_KIND_MESSAGE, flow_take_counter(flow), now)
 
 
 cdef void out_hello(EngineState* engine, OutPacket* out) noexcept nogil:
@@ -465,13 +470,15 @@ cdef void out_sack(EngineState* engine, PeerFlow* flow, OutPacket* out, double n
     sack.ack_delay_us = 0xFFFFFFFF
     if delay_us < 4294967295.0:
         sack.ack_delay_us = <uint32_t>larger(delay_us, 0.0)
+    if flow.sack_at > now:
+        flow.keepalives_left -= 1
     flow.sack_at = C_NEVER
     flow.chunks_since_sack = 0
     flow.sacks_sent += 1
     sack.receive_window = <uint32_t>engine_receive_window(engine)
     history_fill_sack(&flow.history, &sack)
     out.head_size = C_HEADER_SIZE + <uint32_t>sack_pack(out.head + C_HEADER_SIZE, &sack)
-    out_seal(flow, out, C_KIND_SACK, counter)
+    out_seal(flow, out, C_KIND_SACK, counter, now)
 
 
 cdef void out_chunk(EngineState* engine, PeerFlow* flow, OutPacket* out, double now) noexcept nogil:
@@ -498,7 +505,7 @@ cdef void out_chunk(EngineState* engine, PeerFlow* flow, OutPacket* out, double 
         start = buffer.prefix_size
     out.parts[1] = buffer.body + (start - buffer.prefix_size)
     out.part_sizes[1] = length - of_prefix
-    out_seal(flow, out, C_KIND_CHUNK, counter)
+    out_seal(flow, out, C_KIND_CHUNK, counter, now)
     flow_on_chunk_sent(flow, counter, buffer, chunk_index, out.size, now)
 
 
@@ -549,10 +556,10 @@ cdef bint engine_next_packet(
         while cursor.stage != STAGE_CHUNKS and cursor.flow_number < engine.flow_count:
             flow = engine.flows[cursor.flow_number]
             if cursor.stage == STAGE_MESSAGES and flow.messages.head != NULL:
-                out_message(flow, out)
+                out_message(flow, out, now)
                 return True
             cursor.flow_number += 1
-            if cursor.stage == STAGE_SACKS and flow.sack_at <= now:
+            if cursor.stage == STAGE_SACKS and flow_sack_due_at(flow) <= now:
                 out_sack(engine, flow, out, now)
                 return True
         cursor.stage += 1
@@ -585,7 +592,7 @@ cdef double engine_sack_due_at(EngineState* engine) noexcept nogil:
     cdef double due = C_NEVER
     cdef uint32_t number
     for number in range(engine.flow_count):
-        due = smaller(due, engine.flows[number].sack_at)
+        due = smaller(due, flow_sack_due_at(engine.flows[number]))
     return due
 
 

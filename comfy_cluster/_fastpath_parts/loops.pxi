@@ -11,6 +11,7 @@ cdef enum:
     C_MAX_GSO_BYTES = 65000    # below the largest IP packet, whatever the headers
 
 cdef double C_ERROR_PAUSE = 0.001  # seconds: an error that stays must not spin
+cdef double C_STOP_CHECK_INTERVAL = 0.01  # seconds: a full socket must not delay the end for long
 
 cdef struct Loops:
     volatile int stop_requested
@@ -168,8 +169,7 @@ cdef int loop_group_packets(SendArena* arena, int packet_count, bint use_gso) no
 
 
 cdef int loop_send_calls(
-    int fd, int family, SendArena* arena, int call_count, Loops* loops, int wake_fd, bint* use_gso,
-    bint use_mmsg
+    int fd, int family, SendArena* arena, int call_count, Loops* loops, bint* use_gso, bint use_mmsg
 ) noexcept nogil:
     # Hand all calls to the kernel. Returns 0, or the errno of a socket that is beyond use.
     # A packet that the kernel refuses is as lost as one the network dropped: it is sent again.
@@ -184,7 +184,10 @@ cdef int loop_send_calls(
             return -sent
         elif cc_is_full(-sent):
             loops.socket_full += 1
-            cc_wait(fd, 1, wake_fd, 0.01)
+            if cc_is_writable_when_full(-sent):
+                cc_wait(-1, 0, -1, C_ERROR_PAUSE)
+            else:
+                cc_wait(fd, 1, -1, C_STOP_CHECK_INTERVAL)
         else:
             loops.send_errors += 1
             if arena.outs[done].segment_size and cc_is_gso_refusal(-sent):
@@ -225,6 +228,8 @@ cdef void loop_receive_slot(
     memcpy(address.ip, slot.ip, 16)
     address.port = slot.port
     lock_engine(engine)
+    if slot.size == 0:
+        engine_receive(engine, slot.data, 0, &address, now)
     while offset < slot.size:
         size = slot.size - offset
         if size > slot.segment_size:
@@ -308,9 +313,7 @@ cdef int loop_send(
         unlock_engine(engine)
         if count:
             count = loop_group_packets(&arena, count, use_gso)
-            error = loop_send_calls(
-                fd, family, &arena, count, loops, loops.send_fds[0], &use_gso, use_mmsg
-            )
+            error = loop_send_calls(fd, family, &arena, count, loops, &use_gso, use_mmsg)
             lock_engine(engine)
             loops.is_sending = 0
             unlock_engine(engine)

@@ -18,7 +18,10 @@ cdef class PacketEngine:
     cdef dict _packed         # (ip, port) -> 18 bytes; only addresses that Python named
     cdef dict _named          # 18 bytes -> (ip, port)
 
-    def __cinit__(self, *, int burst_size=174, int64_t receive_capacity=1 << 20):
+    def __cinit__(
+        self, *, int burst_size=174, int64_t receive_capacity=1 << 20,
+        double keepalive_interval=0.0,
+    ):
         cdef int number
         if burst_size < 1:
             raise ValueError(f"burst_size must be at least 1, not {burst_size}")
@@ -32,6 +35,7 @@ cdef class PacketEngine:
         if self.state.lock == NULL:
             raise MemoryError
         self.state.receive_capacity = receive_capacity
+        self.state.keepalive_interval = keepalive_interval
         self.state.turn_left = C_TURN_PACKETS
         self.burst_size = burst_size
         self._outgoing_pins = {}
@@ -134,7 +138,8 @@ cdef class PacketEngine:
             )
         self._load_address(address, &packed, True)
         flow = flow_new(
-            <int32_t>peer, &packed, local_session, remote_session, <uint32_t>packet_size, now
+            <int32_t>peer, &packed, local_session, remote_session, <uint32_t>packet_size,
+            self.state.keepalive_interval, now,
         )
         if flow == NULL:
             raise MemoryError
@@ -473,6 +478,11 @@ cdef class PacketEngine:
         if self.loops.send_fds[1] >= 0:
             cc_signal_set(self.loops.send_fds)
             cc_signal_set(self.loops.receive_fds)
+
+    def close_loops(self):
+        cc_signal_close(self.loops.event_fds)
+        cc_signal_close(self.loops.send_fds)
+        cc_signal_close(self.loops.receive_fds)
 
     def loop_stats(self):
         return {

@@ -7,6 +7,7 @@ cdef enum:
     C_INITIAL_RECEIVE_WINDOW = 262144
     C_MINIMUM_RECEIVE_WINDOW = 65536
     C_MESSAGE_QUEUE_LIMIT = 1024
+    C_KEEPALIVE_LIMIT = 60
 
 cdef double C_MAX_ACK_DELAY = 0.001
 cdef double C_ACK_DELAY_LIMIT = 0.025
@@ -60,6 +61,9 @@ cdef struct PeerFlow:
     double probe_at
     double sack_at
     double largest_received_at
+    double keepalive_interval
+    uint32_t keepalives_left
+    double last_sent_at
     double reordering
     uint32_t probe_count
     double last_chunk_sent_at
@@ -162,7 +166,7 @@ cdef void lost_forget_buffer(LostQueue* queue, OutgoingBuffer* buffer) noexcept 
 
 cdef PeerFlow* flow_new(
     int32_t index, const PeerAddress* address, uint32_t local_session, uint32_t remote_session,
-    uint32_t packet_size, double now
+    uint32_t packet_size, double keepalive_interval, double now
 ) noexcept nogil:
     cdef PeerFlow* flow = <PeerFlow*>calloc(1, sizeof(PeerFlow))
     if flow == NULL:
@@ -183,6 +187,9 @@ cdef PeerFlow* flow_new(
     flow.loss_at = C_NEVER
     flow.probe_at = C_NEVER
     flow.sack_at = C_NEVER
+    flow.keepalive_interval = keepalive_interval
+    flow.keepalives_left = C_KEEPALIVE_LIMIT
+    flow.last_sent_at = now
     flow.largest_acked = -1
     flow.largest_sack = -1
     flow.last_received_at = now
@@ -214,6 +221,12 @@ cdef inline void flow_on_chunk_accepted(
         flow.sack_at = now
     else:
         flow.sack_at = smaller(flow.sack_at, now + C_MAX_ACK_DELAY)
+
+
+cdef inline double flow_sack_due_at(const PeerFlow* flow) noexcept nogil:
+    if flow.keepalive_interval == 0.0 or flow.keepalives_left == 0 or flow.history.largest < 0:
+        return flow.sack_at
+    return smaller(flow.sack_at, flow.last_sent_at + flow.keepalive_interval)
 
 
 cdef inline IncomingBuffer* flow_find_incoming(PeerFlow* flow, uint64_t buffer_id) noexcept nogil:

@@ -271,6 +271,9 @@ cdef extern from * nogil:
         return error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS;
     }
 
+    /* ENOBUFS: a queue below the socket is full, while poll() calls the socket itself writable. */
+    static int cc_is_writable_when_full(int error) { return error == ENOBUFS; }
+
     /* EIO: the device cannot do UDP_SEGMENT (no checksum offload); EINVAL: nor this kernel. */
     static int cc_is_gso_refusal(int error) { return error == EIO || error == EINVAL; }
 
@@ -343,6 +346,7 @@ cdef extern from * nogil:
     }
     static int cc_is_fatal(int e) { (void)e; return 1; }
     static int cc_is_full(int e) { (void)e; return 0; }
+    static int cc_is_writable_when_full(int e) { (void)e; return 0; }
     static int cc_is_gso_refusal(int e) { (void)e; return 0; }
     static void cc_wait(int fd, int w, int k, double s) { (void)fd; (void)w; (void)k; (void)s; }
     static int cc_signal_open(int fds[2]) { fds[0] = fds[1] = -1; return -1; }
@@ -386,6 +390,7 @@ cdef extern from * nogil:
     int cc_send_burst(int fd, int family, CcArena* arena, CcOut* outs, int count, int use_mmsg)
     int cc_is_fatal(int error)
     int cc_is_full(int error)
+    int cc_is_writable_when_full(int error)
     int cc_is_gso_refusal(int error)
     void cc_wait(int fd, int for_write, int wake_fd, double seconds)
     int cc_signal_open(int* fds)

@@ -60,10 +60,17 @@ COUNTERS = (
 class PacketEngine:
     """All flows of one instance. See `_fastpath.pyi` for the contract."""
 
-    def __init__(self, *, burst_size: int = 174, receive_capacity: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        burst_size: int = 174,
+        receive_capacity: int = 1 << 20,
+        keepalive_interval: float = 0.0,
+    ) -> None:
         self._lock = threading.Lock()
         self._burst_size = burst_size
         self._receive_capacity = receive_capacity
+        self._keepalive_interval = keepalive_interval
         self._addresses: set[Address] = set()
         self._peers: dict[int, PeerFlow] = {}
         self._sessions: dict[int, PeerFlow] = {}
@@ -113,6 +120,7 @@ class PacketEngine:
                 local_session=local_session,
                 remote_session=remote_session,
                 packet_size=packet_size,
+                keepalive_interval=self._keepalive_interval,
                 now=now,
             )
             self._peers[peer] = flow
@@ -325,24 +333,24 @@ class PacketEngine:
             yield address, pack_header(KIND_HELLO, 0, 0) + payload
         for flow in self._flows():
             while flow.messages:
-                yield self._seal(flow, KIND_MESSAGE, flow.take_counter(), flow.messages.popleft())
+                counter = flow.take_counter()
+                yield self._seal(flow, KIND_MESSAGE, counter, flow.next_message(), now)
         for flow in self._flows():
-            if flow.sack_at <= now:
-                yield self._seal(flow, KIND_SACK, flow.take_counter(), self._sack(flow, now))
+            if flow.sack_due_at <= now:
+                yield self._seal(flow, KIND_SACK, flow.take_counter(), self._sack(flow, now), now)
         while (turn := self._next_turn(now)) is not None:
             yield self._chunk_packet(turn, now)
 
     def _seal(
-        self, flow: PeerFlow, kind: int, counter: int, payload: bytes
+        self, flow: PeerFlow, kind: int, counter: int, payload: bytes, now: float
     ) -> tuple[Address, bytes]:
         packet = seal_packet(pack_header(kind, flow.remote_session, counter) + payload)
-        flow.packets_sent += 1
-        flow.bytes_sent += len(packet)
+        flow.on_packet_sent(len(packet), now)
         return flow.address, packet
 
     def _sack(self, flow: PeerFlow, now: float) -> bytes:
         delay_us = min(max(int((now - flow.largest_received_at) * 1e6), 0), 0xFFFFFFFF)
-        flow.on_sack_sent()
+        flow.on_sack_sent(now)
         return pack_sack(
             flow.history.largest, delay_us, self._receive_window(), flow.history.sack_words()
         )
@@ -376,7 +384,7 @@ class PacketEngine:
         header = pack_chunk_header(
             buffer.buffer_id, chunk_index, buffer.chunk_count, buffer.chunk_size
         )
-        packet = self._seal(flow, KIND_CHUNK, counter, header + buffer.chunk(chunk_index))
+        packet = self._seal(flow, KIND_CHUNK, counter, header + buffer.chunk(chunk_index), now)
         flow.on_chunk_sent(counter, buffer, chunk_index, size=len(packet[1]), now=now)
         return packet
 
@@ -449,7 +457,7 @@ def _is_ready(flow: PeerFlow, now: float) -> bool:
 
 
 def _due_at(flow: PeerFlow) -> float:
-    due = min(flow.sack_at, flow.loss_at, flow.probe_at)
+    due = min(flow.sack_due_at, flow.loss_at, flow.probe_at)
     if flow.has_chunks and flow.can_send_chunk:
         due = min(due, flow.pacer.ready_at)
     return due

@@ -33,6 +33,7 @@ MAX_PROBE_INTERVAL = 1.0  # seconds; a peer that was stopped is found awake with
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
 INITIAL_RECEIVE_WINDOW = 262_144  # bytes, until the first SACK tells
 MINIMUM_RECEIVE_WINDOW = 65_536  # bytes; less could not hold one packet of the largest size
+KEEPALIVE_LIMIT = 60  # keepalives without a message: then the process behind the engine hangs
 MESSAGE_QUEUE_LIMIT = 1024  # messages waiting for the socket; control traffic is far below this
 
 NEVER = float("inf")
@@ -49,6 +50,7 @@ class PeerFlow:
         local_session: int,
         remote_session: int,
         packet_size: int,
+        keepalive_interval: float,
         now: float,
     ) -> None:
         self.index = index
@@ -70,6 +72,9 @@ class PeerFlow:
         self.probe_at = NEVER
         self.sack_at = NEVER
         self.largest_received_at = 0.0
+        self._keepalive_interval = keepalive_interval
+        self._keepalives_left = KEEPALIVE_LIMIT
+        self._last_sent_at = now
         self._reordering = 0.0
         self._probe_count = 0
         self._last_chunk_sent_at = 0.0
@@ -109,7 +114,16 @@ class PeerFlow:
             self.largest_received_at = now
         self.history.add(counter)
 
-    def on_sack_sent(self) -> None:
+    @property
+    def sack_due_at(self) -> float:
+        """When a SACK must go: something was received, or nothing was sent for an interval."""
+        if not self._keepalive_interval or not self._keepalives_left or self.history.largest < 0:
+            return self.sack_at
+        return min(self.sack_at, self._last_sent_at + self._keepalive_interval)
+
+    def on_sack_sent(self, now: float) -> None:
+        if self.sack_at > now:
+            self._keepalives_left -= 1
         self.sack_at = NEVER
         self._chunks_since_sack = 0
         self.sacks_sent += 1
@@ -165,6 +179,16 @@ class PeerFlow:
         """Let the next buffer have its share."""
         if len(self.sending) > 1:
             self.sending.rotate(-1)
+
+    def next_message(self) -> bytes:
+        """Take the message that goes next: a sign of the process, not of its engine alone."""
+        self._keepalives_left = KEEPALIVE_LIMIT
+        return self.messages.popleft()
+
+    def on_packet_sent(self, size: int, now: float) -> None:
+        self._last_sent_at = now
+        self.packets_sent += 1
+        self.bytes_sent += size
 
     def take_counter(self) -> int:
         """Return the counter of the next packet to this peer."""

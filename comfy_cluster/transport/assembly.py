@@ -29,6 +29,8 @@ from comfy_cluster.transport.routing import EventRouter, Listeners
 
 logger = logging.getLogger("comfy_cluster.transport")
 
+# While Python code elsewhere keeps the GIL, no heartbeat leaves; the engine's keepalives do.
+KEEPALIVES_PER_TIMEOUT = 3
 FAREWELL_BURSTS = 16  # of packets at most, in which the core says goodbye to all peers
 POOR_RECEIVE_CAPACITY = 1 << 20  # bytes; less than this limits a transfer at 1 Gbit/s and 8 ms
 
@@ -60,7 +62,11 @@ def assemble(
     sock = sockets.open_udp_socket(config.listen_address, config.direct_listen_port)
     sizes = sockets.grow_buffers(sock)
     _log_socket(sock, sizes, engine_name)
-    engine = make_engine(burst_size=config.burst_size, receive_capacity=sizes.receive_capacity)
+    engine = make_engine(
+        burst_size=config.burst_size,
+        receive_capacity=sizes.receive_capacity,
+        keepalive_interval=config.instance_timeout / KEEPALIVES_PER_TIMEOUT,
+    )
     endpoint = Endpoint(
         settings,
         engine,

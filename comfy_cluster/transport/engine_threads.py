@@ -57,7 +57,8 @@ class CompiledLoops:
         self._engine.stop_loops()
 
     def close(self) -> None:
-        """Nothing to do: the engine closes what is its own."""
+        """To be called when both loops have ended. Twice is fine."""
+        self._engine.close_loops()
 
     def stats(self) -> dict[str, int]:
         """Calls and errors of the socket, docs/protocol.md defines them."""

@@ -438,3 +438,45 @@ def test_messages_alone_cause_no_sack(engine: ModuleType) -> None:
         core.receive_packet(packets.message(11, counter, b"x"), B, 1.0)
     assert core.next_timer() is None
     assert core.packets_to_send(5.0) == []
+
+
+# Keepalives
+
+
+def test_silence_is_broken_by_a_sack_at_each_interval(engine: ModuleType) -> None:
+    core = connected(engine, keepalive_interval=1)
+    assert core.next_timer() is None  # nothing to acknowledge yet
+    core.receive_packet(packets.message(11, 0, b"hello"), B, 0.25)
+    assert core.next_timer() == 1.0
+    assert core.packets_to_send(0.99) == []
+    assert kinds(core.packets_to_send(1.0)) == [engine.KIND_SACK]
+    assert core.next_timer() == 2.0
+    core.send_message(1, b"a message does as well")
+    assert kinds(core.packets_to_send(1.5)) == [engine.KIND_MESSAGE]
+    assert core.next_timer() == 2.5
+
+
+def test_keepalives_end_when_the_process_behind_the_engine_hangs(engine: ModuleType) -> None:
+    core = connected(engine, keepalive_interval=1)
+    core.receive_packet(packets.message(11, 0, b"hello"), B, 0.0)
+    sent = 0
+    while (now := core.next_timer()) is not None:
+        sent += len(core.packets_to_send(now))
+        assert sent <= 60
+    assert sent == 60
+    core.send_message(1, b"awake again")
+    assert len(core.packets_to_send(100.0)) == 1
+    assert core.next_timer() == 101.0
+
+
+def test_keepalive_is_a_valid_sack_that_changes_nothing(engine: ModuleType) -> None:
+    core = connected(engine)
+    core.send_message(1, b"hello")
+    core.packets_to_send(0.0)
+    before = core.peer_stats(1)
+    core.receive_packet(packets.sack(11, 0, {0}), B, 5.0)
+    after = core.peer_stats(1)
+    assert after["last_received_at"] == 5.0
+    assert after["congestion_window"] == before["congestion_window"]
+    assert after["min_rtt"] == 0.0
+    assert core.stats() == dict.fromkeys(engine.COUNTERS, 0)
