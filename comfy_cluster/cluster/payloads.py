@@ -76,7 +76,8 @@ class Payloads:
             return sent
 
         cost = encoding_cost(tensor, codec_name=str(self._config.codec))
-        return self._budget.admit(cost).and_then(begin).then(_nothing)
+        admitted = self._budget.admit(cost)
+        return admitted.and_then(begin, on_dropped=Admission.release).then(_nothing)
 
     def claim(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
         """The payload that `peer` sends under `key`."""
@@ -93,7 +94,7 @@ class Payloads:
             finally:
                 received.release()
 
-        return arriving.then(decode_received, self._executor)
+        return arriving.then(decode_received, self._executor, on_dropped=ReceivedBuffer.release)
 
     def _encode(
         self, tensor: torch.Tensor, admission: Admission, *, is_image: bool

@@ -179,29 +179,68 @@ class Handle(Generic[T]):
 
     # Combinations.
 
-    def then(self, fn: Callable[[T], U], executor: Executor | None = None) -> Handle[U]:
+    def then(
+        self,
+        fn: Callable[[T], U],
+        executor: Executor | None = None,
+        *,
+        on_dropped: Callable[[T], object] | None = None,
+    ) -> Handle[U]:
         """A handle for `fn(result)`. Errors pass through; cancelling it cancels this handle too.
 
         `fn` runs on `executor`; without one, in the thread that brings the result: then it must
-        not block.
+        not block. `on_dropped(result)` is called instead where `fn` will not run, because the
+        handle was cancelled at the moment in which the result came: a result that must be given
+        back needs it.
         """
-        mapped: Handle[U] = Handle(self.description, on_cancel=self.cancel)
-        self._pass_on(mapped, lambda value: _apply(fn, value, mapped, mapped.set_result, executor))
+        mapped: Handle[U] = Handle(self.description, on_cancel=lambda: _give_up(self, mapped))
+        step = _Step(fn, mapped, mapped.set_result, executor, on_dropped)
+        self._pass_on(mapped, step)
         return mapped
 
-    def and_then(self, fn: Callable[[T], Handle[U]], executor: Executor | None = None) -> Handle[U]:
+    def and_then(
+        self,
+        fn: Callable[[T], Handle[U]],
+        executor: Executor | None = None,
+        *,
+        on_dropped: Callable[[T], object] | None = None,
+    ) -> Handle[U]:
         """Like `then`, for a `fn` that starts the next piece of work and returns its handle."""
-        under_way: list[Handle[Any]] = [self]
-        chained: Handle[U] = Handle(self.description, on_cancel=lambda: under_way[0].cancel())
+        chained, adopt = self._chain()
+        self._pass_on(chained, _Step(fn, chained, adopt, executor, on_dropped))
+        return chained
 
-        def adopt(following: Handle[U]) -> None:
+    def recover(self, fn: Callable[[BaseException], Handle[T]]) -> Handle[T]:
+        """The same result, or in place of an error what `fn(error)` leads to.
+
+        `fn` runs in the thread that brings the error, and must not block.
+        """
+        chained, adopt = self._chain()
+
+        def on_done(source: Handle[T]) -> None:
+            error = source.exception()
+            if error is None:
+                chained.set_result(source.result())
+            else:
+                _Step(fn, chained, adopt)(error)
+
+        self.add_done_callback(on_done)
+        return chained
+
+    def _chain(self) -> tuple[Handle[Any], Callable[[Handle[Any]], None]]:
+        """A handle that follows this one, and what makes it follow another one from then on."""
+        under_way: list[Handle[Any]] = [self]
+        chained: Handle[Any] = Handle(
+            self.description, on_cancel=lambda: _give_up(under_way[0], chained)
+        )
+
+        def adopt(following: Handle[Any]) -> None:
             under_way[0] = following
             following._pass_on(chained, chained.set_result)
             if chained.done():  # cancelled while `fn` ran: nobody else would end this
-                following.cancel()
+                _give_up(following, chained)
 
-        self._pass_on(chained, lambda value: _apply(fn, value, chained, adopt, executor))
-        return chained
+        return chained, adopt
 
     def _pass_on(self, target: Handle[Any], on_value: Callable[[T], object]) -> None:
         """Gives this handle's result to `on_value`, or its error to `target`."""
@@ -210,7 +249,7 @@ class Handle(Generic[T]):
             error = source.exception()
             if error is not None:
                 target.set_exception(error)
-            elif not target.done():
+            else:
                 on_value(source.result())
 
         self.add_done_callback(on_done)
@@ -219,7 +258,8 @@ class Handle(Generic[T]):
 def all_of(handles: Sequence[Handle[T]], description: str = "transfers") -> Handle[list[T]]:
     """One handle for all of them; its result is the list of their results, in their order.
 
-    It owns them: the first error ends it, and cancels those that are still under way.
+    It owns them: the first error ends it, and gives up those that are still under way, which fail
+    with that error too: whoever ends their work can tell why.
     """
     members = list(handles)
     if not members:
@@ -239,9 +279,9 @@ def all_of(handles: Sequence[Handle[T]], description: str = "transfers") -> Hand
         if is_last:
             group.set_result([each.result() for each in members])
 
-    def release_members(_: Handle[list[T]]) -> None:
+    def release_members(ended: Handle[list[T]]) -> None:
         while members:
-            members.pop().cancel()
+            _give_up(members.pop(), ended)
 
     for member in list(members):
         member.add_done_callback(on_done)
@@ -249,31 +289,54 @@ def all_of(handles: Sequence[Handle[T]], description: str = "transfers") -> Hand
     return group
 
 
-def _apply(
-    fn: Callable[[T], U],
-    value: T,
-    target: Handle[Any],
-    deliver: Callable[[U], object],
-    executor: Executor | None,
-) -> None:
-    """Calls `deliver(fn(value))`, on the executor if there is one; errors go to `target`."""
-    if executor is None:
-        _run(fn, value, target, deliver)
-        return
-    try:
-        executor.submit(lambda: _run(fn, value, target, deliver))
-    except RuntimeError as error:  # the pool is closed
-        target.set_exception(TransferCancelled(f"{target.description}: {error}"))
+def _give_up(work: Handle[Any], because_of: Handle[Any]) -> None:
+    """Ends `work` with the error of a handle that nobody can fulfil any more."""
+    error = because_of.exception()
+    if error is not None:
+        work.abandon(error)
 
 
-def _run(
-    fn: Callable[[T], U], value: T, target: Handle[Any], deliver: Callable[[U], object]
-) -> None:
-    try:
-        if target.done():
+class _Step(Generic[T, U]):
+    """Calls `deliver(fn(value))`, on the executor if there is one; errors go to `target`.
+
+    If `target` has an outcome before that, `on_dropped` gets the value: nobody else would.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[T], U],
+        target: Handle[Any],
+        deliver: Callable[[U], object],
+        executor: Executor | None = None,
+        on_dropped: Callable[[T], object] | None = None,
+    ) -> None:
+        self._fn = fn
+        self._target = target
+        self._deliver = deliver
+        self._executor = executor
+        self._on_dropped = on_dropped
+
+    def __call__(self, value: T) -> None:
+        if self._executor is None or self._target.done():
+            self._run(value)
             return
-        outcome = fn(value)
-    except BaseException as error:  # the top of the work: the error goes to who waits for it
-        target.set_exception(error)
-    else:
-        deliver(outcome)
+        try:
+            self._executor.submit(lambda: self._run(value))
+        except RuntimeError as error:  # the pool is closed
+            self._target.set_exception(TransferCancelled(f"{self._target.description}: {error}"))
+            self._drop(value)
+
+    def _run(self, value: T) -> None:
+        if self._target.done():
+            self._drop(value)
+            return
+        try:
+            outcome = self._fn(value)
+        except BaseException as error:  # the top of the work: the error goes to who waits for it
+            self._target.set_exception(error)
+        else:
+            self._deliver(outcome)
+
+    def _drop(self, value: T) -> None:
+        if self._on_dropped is not None:
+            self._on_dropped(value)

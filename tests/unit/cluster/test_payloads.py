@@ -2,11 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from comfy_cluster import codec
-from comfy_cluster.cluster.payloads import encoding_cost
+from comfy_cluster.cluster.budget import Admission, ByteBudget
+from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.cluster.payloads import Payloads, encoding_cost
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.memory import ReceivedBuffer
+from comfy_cluster.wire import MessageType
+from tests.unit.cluster.fake_transport import FakeClusters
+
+KEY = CollectiveKey("job", "7").from_source(0)
+
+
+class RacingBudget(ByteBudget):
+    """Admits what waits at the very moment in which it is given up."""
+
+    def admit(self, size: int) -> Handle[Admission]:
+        handle = super().admit(size)
+        abandon = handle.abandon
+
+        def admit_and_abandon(error: BaseException) -> bool:
+            self.held.release()
+            return abandon(error)
+
+        handle.abandon = admit_and_abandon  # type: ignore[method-assign]
+        return handle
+
+    def fill(self) -> None:
+        self.held = super().admit(self.capacity).result(0)
+
+
+class HeldExecutor:
+    """Keeps what it is given, and runs it on demand."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], None]] = []
+
+    def submit(self, fn: Callable[[], None], /) -> None:
+        self.tasks.append(fn)
+
+
+def make_payloads(config: ClusterConfig, budget: ByteBudget, executor: HeldExecutor) -> Payloads:
+    transport = FakeClusters(2).network.transports[0]
+    return Payloads(config, transport, executor=executor, budget=budget)
+
+
+def test_an_admission_that_comes_with_the_cancel_is_given_back(config: ClusterConfig) -> None:
+    budget = RacingBudget(10)
+    budget.fill()
+    sent = make_payloads(config, budget, HeldExecutor()).send(
+        torch.zeros(1, 2, 2, 3),
+        [1],
+        key=KEY,
+        message_type=MessageType.DISTRIBUTE_BUFFER_BROADCAST,
+        is_image=True,
+        on_transfer=lambda peer, transfer: None,
+    )
+    assert budget.waiting_count == 1
+    assert sent.cancel()
+    assert budget.used == 0 and budget.waiting_count == 0
+
+
+def test_a_buffer_that_nobody_decodes_is_released(config: ClusterConfig) -> None:
+    released: list[bool] = []
+    buffer = ReceivedBuffer(memoryview(bytearray(8)), lambda: released.append(True))
+    executor = HeldExecutor()
+    payloads = make_payloads(config, ByteBudget(10), executor)
+    decoded = payloads.decode(Handle.completed(buffer), peer=1)
+    decoded.cancel()
+    executor.tasks.pop()()
+    assert released == [True]
 
 
 def test_raw_forms_of_plain_tensors_cost_nothing() -> None:

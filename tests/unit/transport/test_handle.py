@@ -265,6 +265,82 @@ def test_a_chain_cancelled_while_it_starts_its_second_part_ends_that() -> None:
     assert calls == ["second"]
 
 
+class HeldExecutor:
+    """Keeps what it is given until it is told to run it."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Callable[[], None]] = []
+
+    def submit(self, fn: Callable[[], None], /) -> None:
+        self.tasks.append(fn)
+
+
+def test_a_result_that_comes_while_the_next_step_is_cancelled_is_given_back() -> None:
+    class Racing(Handle[int]):
+        def abandon(self, error: BaseException) -> bool:
+            self.set_result(1)  # as if another thread brought it at this very moment
+            return super().abandon(error)
+
+    dropped: list[int] = []
+    calls: list[int] = []
+
+    def start(value: int) -> Handle[int]:
+        calls.append(value)
+        return Handle.completed(value)
+
+    assert Racing().and_then(start, on_dropped=dropped.append).cancel()
+    assert Racing().then(calls.append, on_dropped=dropped.append).cancel()
+    assert (dropped, calls) == ([1, 1], [])
+
+
+def test_a_result_whose_step_is_cancelled_before_it_runs_is_given_back() -> None:
+    dropped: list[int] = []
+    executor = HeldExecutor()
+    mapped = Handle.completed(1).then(str, executor, on_dropped=dropped.append)
+    mapped.cancel()
+    assert dropped == []
+    executor.tasks.pop()()
+    assert dropped == [1]
+
+
+def test_a_result_that_a_closed_executor_refuses_is_given_back(
+    pool: futures.ThreadPoolExecutor,
+) -> None:
+    dropped: list[int] = []
+    pool.shutdown()
+    Handle.completed(1).then(str, pool, on_dropped=dropped.append)
+    assert dropped == [1]
+
+
+def test_a_result_that_is_used_is_not_given_back() -> None:
+    dropped: list[int] = []
+    assert Handle.completed(1).then(str, on_dropped=dropped.append).result(0) == "1"
+    assert dropped == []
+
+
+def test_recovering_replaces_errors_only() -> None:
+    instead: Handle[int] = Handle()
+    source: Handle[int] = Handle()
+    recovered = source.recover(lambda _: instead)
+    source.set_exception(PeerLost("instance 2 left", peer=2))
+    assert not recovered.done()
+    instead.set_result(5)
+    assert recovered.result(0) == 5
+    assert Handle.completed(1).recover(lambda _: instead).result(0) == 1
+
+
+@pytest.mark.parametrize("is_first_done", [True, False])
+def test_cancelling_a_recovery_cancels_what_is_under_way(is_first_done: bool) -> None:
+    calls: list[str] = []
+    first: Handle[int] = Handle(on_cancel=lambda: calls.append("first"))
+    second: Handle[int] = Handle(on_cancel=lambda: calls.append("second"))
+    recovered = first.recover(lambda _: second)
+    if is_first_done:
+        first.set_exception(PeerLost("instance 2 left"))
+    recovered.cancel()
+    assert calls == (["second"] if is_first_done else ["first"])
+
+
 def test_all_of_keeps_the_order() -> None:
     handles: list[Handle[int]] = [Handle() for _ in range(4)]
     group = all_of(handles)
@@ -289,6 +365,14 @@ def test_first_error_ends_the_group_and_cancels_the_rest() -> None:
     with pytest.raises(PeerLost, match="peer 2 left"):
         group.result(0)
     assert sorted(calls) == [1, 3]
+
+
+def test_the_first_error_is_told_down_to_the_work_that_it_ends() -> None:
+    work: list[Handle[int]] = [Handle(), Handle()]
+    group = all_of([work[0], work[1].then(abs).and_then(Handle.completed)])
+    work[0].set_exception(PeerLost("instance 2 left", peer=2))
+    assert group.done()
+    assert str(work[1].exception(0)) == "instance 2 left"
 
 
 def test_cancelling_the_group_cancels_its_members() -> None:
