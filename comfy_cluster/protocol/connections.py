@@ -73,8 +73,14 @@ class Connections:
     # Members
 
     def add(self, index: int, address: Address, now: float) -> None:
-        """Begin to say HELLO to a member, or learn that its address is another one now."""
-        self._check_member(index, address)
+        """Begin to say HELLO to a member, or learn that its address is another one now.
+
+        An address is of one member: the newest report takes it from the one that had it.
+        """
+        self._check_index(index)
+        owner = self._by_address.get(address)
+        if owner is not None and owner.index != index:
+            self._take_address(owner, index, now)
         peer = self.peers.get(index)
         if peer is None:
             peer = self.peers[index] = self._new_peer(index, address)
@@ -107,18 +113,26 @@ class Connections:
         peer = self.peers.get(index)
         return peer.packet_size if peer is not None and peer.is_connected else 0
 
-    def _check_member(self, index: int, address: Address) -> None:
+    def _check_index(self, index: int) -> None:
         ours = self._settings
         if index == ours.instance_index or not 0 <= index < ours.instance_count:
             raise LocalProtocolError(
                 f"instance {index} cannot be a peer of instance {ours.instance_index} in a cluster"
                 f" of {ours.instance_count}"
             )
-        owner = self._by_address.get(address)
-        if owner is not None and owner.index != index:
-            raise LocalProtocolError(
-                f"instances {owner.index} and {index} cannot both be at {address[0]}:{address[1]}"
-            )
+
+    def _take_address(self, owner: Peer, taker: int, now: float) -> None:
+        """Instances that swap addresses are found one after the other; a name may also be wrong.
+
+        The owner has no address then, and gets no HELLO, until one is found for it again.
+        """
+        assert owner.address is not None
+        reason = f"its address {_show_address(owner.address)} is that of instance {taker} now"
+        logger.warning("! %d %s: it has none until it is found anew", owner.index, reason)
+        self._forget_address(owner)
+        self._timers.cancel(TimerKind.HELLO, owner.index)
+        if owner.is_connected:
+            self.lose(owner, reason, now)
 
     def _new_peer(self, index: int, address: Address) -> Peer:
         outbox = Outbox(
@@ -132,8 +146,10 @@ class Connections:
         return Peer(index, address, handshake, outbox, answer_tokens=ANSWERS_PER_SECOND)
 
     def _forget_address(self, peer: Peer) -> None:
-        del self._by_address[peer.address]
-        self._engine.disallow_address(peer.address)
+        if peer.address is not None:
+            del self._by_address[peer.address]
+            self._engine.disallow_address(peer.address)
+            peer.address = None
 
     def _new_session(self) -> int:
         """A random u32, not 0, that no peer of ours has: the engine finds the peer by it."""
@@ -200,6 +216,7 @@ class Connections:
         self._send_hello(peer, announce)
 
     def _send_hello(self, peer: Peer, announce: Announce) -> None:
+        assert peer.address is not None
         message = Message(
             message_id=0,
             message_type=MessageType.ANNOUNCE,
@@ -211,6 +228,8 @@ class Connections:
         self._engine.send_hello(peer.address, message.pack())
 
     def _say_hello_soon(self, peer: Peer, now: float) -> None:
+        if peer.address is None:
+            return
         delay = peer.hello_delay * self._rng.uniform(0.8, 1.2)
         if peer.hello_delay == FIRST_HELLO_DELAY and not peer.is_connected:
             delay *= self._rng.random()  # the very first one soon, yet not all instances at once
@@ -236,6 +255,7 @@ class Connections:
         peer.inbox = Inbox()
         peer.refusals.clear()
         peer.hello_delay = FIRST_HELLO_DELAY
+        assert peer.address is not None  # its HELLO came from there
         receivable = connection.announce.packet_size
         peer.packet_size = self._settings.packet_size_to(peer.address, receivable)
         self._engine.connect_peer(
@@ -292,6 +312,11 @@ class Connections:
             self._emit(events.PeerLost(peer.index, reason))
         peer.outbox.on_lost(error, now)
         self._listener.on_lost(peer, error, now)
+
+
+def _show_address(address: Address) -> str:
+    hostname, port = address
+    return f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
 
 
 def _why_replaced(old: Connection, new: Connection) -> str:

@@ -19,7 +19,8 @@ class Peer:
     """Changed by `Connections` only."""
 
     index: int
-    address: Address
+    address: Address | None
+    """None: another member was found at the one that it had."""
     handshake: Handshake
     outbox: Outbox
     inbox: Inbox = field(default_factory=Inbox)

@@ -52,7 +52,8 @@ class PeerInfo:
     """What is known of one peer now; texts and ids are empty or 0 while it was never connected."""
 
     peer: int
-    address: tuple[str, int]
+    address: tuple[str, int] | None
+    """None: not known any more."""
     is_connected: bool
     boot_id: int = 0
     role: str = ""

@@ -252,10 +252,55 @@ def test_only_other_instances_of_the_cluster_can_be_members(index: int) -> None:
         world.endpoints[0].add_member(index, ("10.0.0.9", 9998), 0.0)
 
 
-def test_two_members_cannot_share_an_address() -> None:
+def test_newest_report_of_an_address_takes_it_from_the_member_that_had_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World(count=3)
-    with pytest.raises(LocalProtocolError, match="cannot both be at"):
-        world.endpoints[0].add_member(2, address_of(1), 0.0)
+    world.connect()
+    endpoint = world.endpoints[0]
+    endpoint.send_message(1, MessageType.FREE_MEMORY, b"", now=world.now)
+    with caplog.at_level(logging.WARNING, "comfy_cluster.protocol"):
+        endpoint.add_member(2, address_of(1), world.now)
+        endpoint.add_member(2, address_of(1), world.now)
+        world.run_for(1.0)
+    (lost,) = world.seen(0, PeerLost)
+    assert (lost.peer, len(world.seen(0, MessageFailed))) == (1, 1)
+    assert lost.reason == "its address 10.0.0.2:9998 is that of instance 2 now"
+    taken = [record for record in caplog.records if "10.0.0.2:9998" in record.message]
+    assert len([record for record in taken if record.levelname == "WARNING"]) == 1
+    assert endpoint.members == [1, 2] and endpoint.peer_info(1).address is None
+    assert not endpoint.is_connected(1) and endpoint.is_connected(2)
+    assert world.engines[0].allowed == {address_of(1)}
+
+
+def test_members_that_swap_addresses_are_both_found_again() -> None:
+    """Two containers come back at each other's addresses; names are looked up one by one."""
+    world = World(count=3)
+    world.kill(1)
+    world.kill(2)
+    world.run_for(1.0)
+    endpoint = world.endpoints[0]
+    endpoint.add_member(1, address_of(2), world.now)
+    endpoint.remove_member(2, world.now)
+    endpoint.add_member(2, address_of(1), world.now)
+    endpoint.add_member(1, address_of(1), world.now)
+    endpoint.add_member(2, address_of(2), world.now)
+    world.boot(1)
+    world.boot(2)
+    world.connect()
+    assert world.engines[0].allowed == {address_of(1), address_of(2)}
+
+
+def test_member_without_an_address_gets_no_hello_and_may_be_removed() -> None:
+    world = World(count=3)
+    world.connect()
+    endpoint = world.endpoints[0]
+    world.is_lost = lambda packet: True
+    endpoint.add_member(2, address_of(1), world.now)
+    world.run_for(30.0)
+    assert not endpoint.is_connected(1) and endpoint.peer_info(1).address is None
+    endpoint.remove_member(1, world.now)
+    assert endpoint.members == [2]
 
 
 def test_peer_that_acknowledges_nothing_is_lost_although_it_is_heard() -> None:
