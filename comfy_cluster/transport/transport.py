@@ -13,6 +13,7 @@ by itself fails every handle.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import logging
 import os
@@ -62,7 +63,7 @@ class Transport:
         self._is_closed = False
         self._failure: BaseException | None = None
         self._handles: set[Handle[Any]] = set()
-        self._members: dict[int, Address] = {}
+        self._members: set[int] = set()  # whom a broadcast goes to; what they are the core knows
         self._listeners = Listeners()
 
     # Life
@@ -121,9 +122,14 @@ class Transport:
         self._fail_handles(lambda _: error)
 
     def _fail_handles(self, error_of: Callable[[Handle[Any]], BaseException]) -> None:
-        while self._handles:
-            handle = self._handles.pop()
+        while (handle := self._pop_handle()) is not None:
             handle.set_exception(error_of(handle))
+
+    def _pop_handle(self) -> Handle[Any] | None:
+        try:
+            return self._handles.pop()
+        except KeyError:  # all are done; others may empty the set at any moment
+            return None
 
     # Members
 
@@ -135,14 +141,14 @@ class Transport:
         parts = self._running()
         self._check_peer(peer)
         canonical = canonical_address(address, parts.sock.family)
-        self._members[peer] = canonical
         parts.control.post(partial(parts.endpoint.add_member, peer, canonical))
+        self._members.add(peer)  # after the command, so that what is sent comes after it too
 
     def remove_member(self, peer: int) -> None:
         """Forgets a peer; what is in transfer with it fails with PeerLost."""
         parts = self._running()
-        if self._members.pop(peer, None) is not None:
-            parts.control.post(partial(parts.endpoint.remove_member, peer))
+        self._members.discard(peer)
+        parts.control.post(partial(parts.endpoint.remove_member, peer))
 
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn(event)` is called on the control thread; it must not block, and must not raise."""
@@ -156,9 +162,11 @@ class Transport:
 
     def _peer_info(self, index: int) -> PeerInfo:
         parts = self._parts
-        if parts is None or index not in self._members:
-            return PeerInfo(index)
-        return assembly.peer_info(parts, index)
+        if parts is not None:
+            # It is no member; or it is lost while we look from beside a thread that is ending.
+            with contextlib.suppress(KeyError, ValueError):
+                return assembly.peer_info(parts, index)
+        return PeerInfo(index)
 
     # Messages
 
@@ -302,9 +310,17 @@ class Transport:
         if parts is None or has_ended or parts.control.is_current:
             return fn()
         handle: Handle[T] = self._new_handle("a look at the peers")
-        parts.control.post(lambda _: handle.set_result(fn()))
-        if handle.exception(ANSWER_TIMEOUT) is not None:  # the thread has ended meanwhile
-            return fn()
+
+        def answer(_: float) -> None:
+            try:
+                handle.set_result(fn())
+            except Exception as error:  # it is the asker's: a look must not end the thread
+                handle.set_exception(error)
+
+        parts.control.post(answer)
+        error = handle.exception(ANSWER_TIMEOUT)
+        if error is not None and (self._is_closed or self._failure is not None):
+            return fn()  # the thread has ended meanwhile
         return handle.result()
 
 
