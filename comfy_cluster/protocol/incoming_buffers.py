@@ -3,8 +3,8 @@
 How it works: an announced buffer is queued until the budget has memory for it. Then the engine is
 given the memory, and the sender is told to send. The layer above is handed the complete buffer,
 verifies its digest, and confirms or rejects it; a confirmed one holds its share of the budget until
-it is released. An arrived buffer that nobody claims expires; the others end with their peer's
-connection, with their job, or by a cancel of the sender.
+it is released. An arrived buffer that nobody claims expires, and a later claim of its key fails;
+the others end with their peer's connection, with their job, or by a cancel of the sender.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from comfy_cluster.protocol.buffer_replies import BufferReplies
 from comfy_cluster.protocol.claims import Claims
 from comfy_cluster.protocol.engine_port import EnginePort
 from comfy_cluster.protocol.incoming_buffer import IncomingBuffer, IncomingState
-from comfy_cluster.protocol.incoming_store import UNCLAIMED_TIMEOUT, IncomingStore
+from comfy_cluster.protocol.incoming_store import (
+    LARGEST_EXPIRED,
+    UNCLAIMED_TIMEOUT,
+    IncomingStore,
+)
 from comfy_cluster.protocol.recent import RecentSet
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.wire import (
@@ -58,6 +62,7 @@ class IncomingBuffers:
         self._on_message_buffer = on_message_buffer
         self._ended_jobs: RecentSet[str] = RecentSet()
         self._cancelled_early: RecentSet[int] = RecentSet()
+        self._expired: RecentSet[TransferKey] = RecentSet(LARGEST_EXPIRED)
 
     # From the peer
 
@@ -77,6 +82,7 @@ class IncomingBuffers:
             text = "too many announced buffers wait there already"
             self._replies.refuse(peer, buffer_id, FailureCode.TOO_MANY, text, now)
         else:
+            self._expired.discard(key)
             is_claimed = is_message or key in self._claims
             buffer = self._store.add(peer, message_type, announcement, is_claimed=is_claimed)
             self._begin(buffer, now)
@@ -127,6 +133,9 @@ class IncomingBuffers:
     def claim(self, key: TransferKey, now: float, *, is_connected: bool) -> None:
         """Somebody waits for this key. Its job is under way again if it had ended."""
         if key in self._claims:
+            return
+        if key in self._expired:  # its source was told that all is well, and sends nothing more
+            self._emit(events.IncomingFailed(key, key.source, _expiry_of(key)))
             return
         self._claims.add(key, now, is_connected=is_connected)
         self._ended_jobs.discard(key.job_id)
@@ -185,6 +194,8 @@ class IncomingBuffers:
     def end_job(self, job_id: str, now: float) -> None:
         """Drop what nobody has taken; refuse what still comes."""
         self._ended_jobs.add(job_id)
+        for key in [key for key in self._expired if key.job_id == job_id]:
+            self._expired.discard(key)
         error = TransferCancelled(f"job {job_id} has ended on this instance")
         for buffer in self._store.in_states(*IncomingState):
             if buffer.key.job_id != job_id or buffer.is_message:
@@ -219,9 +230,11 @@ class IncomingBuffers:
         if buffer is None:
             return
         self._stats.buffers_expired += 1
-        text = f"nobody received {buffer.key} within {UNCLAIMED_TIMEOUT:g} s"
-        logger.warning("! %d %s", buffer.peer, text)
-        self._fail(buffer, TransferTimeout(text, peer=buffer.peer))
+        error = _expiry_of(buffer.key)
+        logger.warning("! %d %s", buffer.peer, error)
+        self._fail(buffer, error)
+        if not self._store.has_key(buffer.key):
+            self._expired.add(buffer.key)
         self.admit(now)
 
     # Memory
@@ -286,3 +299,8 @@ class IncomingBuffers:
     def _fail_claim(self, key: TransferKey, error: ClusterError) -> None:
         self._claims.discard(key)
         self._emit(events.IncomingFailed(key, key.source, error))
+
+
+def _expiry_of(key: TransferKey) -> TransferTimeout:
+    text = f"{key} arrived, and was dropped when nobody had asked for it for"
+    return TransferTimeout(f"{text} {UNCLAIMED_TIMEOUT:g} s", peer=key.source)

@@ -18,9 +18,11 @@ from comfy_cluster.wire import BufferAnnouncement, MessageType, TransferKey
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Seconds that an arrived buffer waits for somebody to claim it. Far longer than two instances of a
-# job are apart when one of them still loads its models; it only bounds what an aborted job leaves.
-UNCLAIMED_TIMEOUT = 600.0
+# Seconds that an arrived buffer waits for somebody to claim it. Two instances of a job that makes a
+# video may be hours apart, and the sender was told that all is well. The budget bounds the memory
+# meanwhile, and `end_job` frees it: this is for what an aborted job leaves.
+UNCLAIMED_TIMEOUT = 21_600.0
+LARGEST_EXPIRED = 16_384  # keys of expired buffers that are remembered; a few megabytes
 
 
 class IncomingStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +20,10 @@ class RecentSet(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        """The oldest first."""
+        return iter(self._items)
 
     def add(self, item: T) -> None:
         self._items.pop(item, None)

@@ -8,6 +8,7 @@ from comfy_cluster.errors import (
     CorruptPayload,
     LocalProtocolError,
     TransferCancelled,
+    TransferTimeout,
 )
 from comfy_cluster.protocol import (
     BufferArrived,
@@ -129,7 +130,15 @@ def test_damaged_buffer_of_a_lost_peer_fails_at_once(world: World) -> None:
     assert world.is_idle(1)
 
 
-def test_buffer_that_nobody_comes_for_expires(world: World) -> None:
+def patient_world() -> World:
+    """Hours pass quickly in it: its heartbeats are rare."""
+    world = World(options={"heartbeat_interval": 900.0, "instance_timeout": 3_600.0})
+    world.connect()
+    return world
+
+
+def test_buffer_that_nobody_comes_for_expires() -> None:
+    world = patient_world()
     world.send(0, 1, "node", bytes(5_000))
     world.run_for(0.1)
     world.confirm_all()
@@ -138,11 +147,38 @@ def test_buffer_that_nobody_comes_for_expires(world: World) -> None:
     world.run_for(1.1)
     (failed,) = world.seen(1, IncomingFailed)
     assert failed.buffer_id == world.arrived(1)["node"].buffer_id
-    assert "nobody received" in str(failed.error)
+    assert "nobody had asked for it" in str(failed.error)
     assert world.is_idle(1) and world.endpoints[1].stats.buffers_expired == 1
 
 
-def test_claimed_buffer_does_not_expire_until_its_claim_is_taken_back(world: World) -> None:
+def test_claim_of_an_expired_buffer_fails_at_once_until_its_job_ends_or_it_comes_again() -> None:
+    world = patient_world()
+    for name in ("again", "ended"):
+        world.send(0, 1, name, bytes(5_000), job=name)
+    world.run_for(0.1)
+    world.confirm_all()
+    world.run_for(UNCLAIMED_TIMEOUT + 1.0)
+    world.events[1].clear()
+    for name in ("again", "ended"):
+        world.claim(1, name, job=name)
+    world.run_for(0.0)
+    failed = world.seen(1, IncomingFailed)
+    assert [event.key.node_id for event in failed] == ["again", "ended"]
+    assert all(isinstance(event.error, TransferTimeout) for event in failed)
+    assert "arrived, and was dropped" in str(failed[0].error)
+    assert world.is_idle(1)
+    world.endpoints[1].end_job("ended", world.now)
+    world.claim(1, "ended", job="ended")
+    world.send(0, 1, "again", bytes(5_000), job="again")
+    world.run_for(0.1)
+    world.claim(1, "again", job="again")
+    world.run_for(0.1)
+    assert len(world.seen(1, IncomingFailed)) == 2
+    assert set(world.arrived(1)) == {"again"}
+
+
+def test_claimed_buffer_does_not_expire_until_its_claim_is_taken_back() -> None:
+    world = patient_world()
     world.send(0, 1, "node", bytes(5_000))
     world.claim(1, "node")
     world.run_for(0.1)
