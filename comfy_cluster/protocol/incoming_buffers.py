@@ -242,25 +242,39 @@ class IncomingBuffers:
     def admit(self, now: float) -> None:
         """Give memory to as many waiting buffers as the budget allows."""
         while (buffer := self._store.queue.pop_next()) is not None:
-            if self._has_memory(buffer, now) and buffer.memory is not None:
-                self._engine.open_incoming(
-                    buffer.peer,
-                    buffer.buffer_id,
-                    buffer.memory,
-                    size=buffer.size,
-                    chunk_size=buffer.announcement.chunk_size,
-                )
+            if self._has_memory(buffer, now) and self._is_opened(buffer, now):
                 self._replies.accept(buffer.peer, buffer.buffer_id, now)
 
     def _has_memory(self, buffer: IncomingBuffer, now: float) -> bool:
         """Give the buffer its memory; it fails when there is none."""
         if self._store.give_memory(buffer) is not None:
             return True
+        self._refuse_for_memory(buffer, now)
+        return False
+
+    def _is_opened(self, buffer: IncomingBuffer, now: float) -> bool:
+        """Have the engine receive the buffer; it fails when the engine has no memory to do so."""
+        assert buffer.memory is not None
+        chunk_size = buffer.announcement.chunk_size
+        try:
+            self._engine.open_incoming(
+                buffer.peer,
+                buffer.buffer_id,
+                buffer.memory,
+                size=buffer.size,
+                chunk_size=chunk_size,
+            )
+        except (MemoryError, ValueError) as error:  # what a peer announces ends no thread
+            logger.debug("! %d buffer %016x: %s", buffer.peer, buffer.buffer_id, error)
+            self._refuse_for_memory(buffer, now)
+            return False
+        return True
+
+    def _refuse_for_memory(self, buffer: IncomingBuffer, now: float) -> None:
         text = f"there is no memory for the {buffer.size} bytes of {buffer.key}"
         code = FailureCode.NO_MEMORY
         self._replies.refuse(buffer.peer, buffer.buffer_id, code, text, now)
         self._fail(buffer, TransferCancelled(text, peer=buffer.peer))
-        return False
 
     def _on_arrived(self, buffer: IncomingBuffer, now: float) -> None:
         buffer.state = ARRIVED

@@ -23,6 +23,7 @@ LARGEST_INSTANCE_INDEX = 65_534  # an index is 16 bits of a buffer id, and a cou
 SMALLEST_PACKET = 1_200  # UDP payload that every path carries (RFC 9000 section 14)
 LARGEST_PACKET = 65_507  # UDP payload in one IPv4 packet: 65,535 - 20 - 8
 LARGEST_CHUNK = LARGEST_PACKET - 16 - 20 - 16  # less header, chunk header and room for a tag
+SMALLEST_CHUNK = SMALLEST_PACKET - 16 - 20 - 16  # less would cost a bitmap out of proportion
 
 _ProtobufT = TypeVar("_ProtobufT", bound=ProtobufMessage)
 _EnumT = TypeVar("_EnumT", bound=IntEnum)

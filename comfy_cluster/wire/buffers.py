@@ -46,8 +46,8 @@ class BufferAnnouncement:
             bounds.check_range("chunk_size of an inline payload", self.chunk_size, 0, 0)
             bounds.check_size("inline payload", self.inline_payload, self.size)
             return
-        bounds.check_range("chunk_size", self.chunk_size, 1, bounds.LARGEST_CHUNK)
-        bounds.check_range("chunk count", self.chunk_count, 0, bounds.LARGEST_U32)
+        smallest = max(1, min(self.size, bounds.SMALLEST_CHUNK))  # a single chunk may be smaller
+        bounds.check_range("chunk_size", self.chunk_size, smallest, bounds.LARGEST_CHUNK)
 
     @property
     def chunk_count(self) -> int:

@@ -82,7 +82,7 @@ def random_message(rng: random.Random) -> bytes:
         wire.BufferAnnouncement(
             buffer_id,
             size,
-            0 if inline is not None else rng.choice([1_000, 65_455]),
+            0 if inline is not None else rng.choice([1_148, 65_455]),
             rng.randbytes(16),
             key_of(f"n{rng.randrange(50)}", source=rng.choice([0, 1, 9])),
             inline,

@@ -12,7 +12,7 @@ KIND = MessageType.DISTRIBUTE_BUFFER_FANIN
 
 
 def make(number: int, size: int, *, claimed: bool = False, peer: int = 1) -> IncomingBuffer:
-    announcement = BufferAnnouncement(number, size, 1_000, bytes(16), key_of(f"n{number}"))
+    announcement = BufferAnnouncement(number, size, 1_148, bytes(16), key_of(f"n{number}"))
     return IncomingBuffer(peer, KIND, announcement, number, claimed)
 
 

@@ -179,7 +179,7 @@ def test_large_buffer_of_something_else_is_dropped_and_its_sender_not_left_waiti
 
 
 def test_announcement_of_a_message_that_is_too_large_is_dropped(world: World) -> None:
-    announcement = BufferAnnouncement(100, 1 << 30, 1_000, bytes(16), key_of("", job=""))
+    announcement = BufferAnnouncement(100, 1 << 30, 1_148, bytes(16), key_of("", job=""))
     packed = announcement.pack()
     world.inject(0, 1, Message(1, MessageType.MESSAGE_BUFFER, 0, 1, True, packed))
     world.run_for(0.1)

@@ -93,7 +93,7 @@ def test_cancel_that_overtakes_its_announcement_wins(world: World) -> None:
 
 def test_accept_of_a_buffer_that_was_given_up_frees_the_receiver(world: World) -> None:
     """Announced by something that is gone: nobody would ever send it."""
-    announcement = BufferAnnouncement(77, 5_000, 1_000, bytes(16), key_of("node"))
+    announcement = BufferAnnouncement(77, 5_000, 1_148, bytes(16), key_of("node"))
     world.inject(0, 1, Message(1, BUFFER, 0, 1, True, announcement.pack()))
     world.claim(1, "node")
     world.run_for(0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from comfy_cluster.errors import (
     TransferError,
 )
@@ -99,6 +101,23 @@ def test_receiver_without_memory_fails_the_transfer_at_both_ends(world: World) -
         raise MemoryError
 
     world.endpoints[1]._incoming._store._allocate = no_memory
+    world.claim(1, "node")
+    world.send(0, 1, "node", bytes(5_000))
+    world.run_for(0.1)
+    (failed,) = world.seen(0, BufferFailed)
+    assert isinstance(failed.error, TransferError) and "no memory" in str(failed.error)
+    assert len(world.seen(1, IncomingFailed)) == 1
+    assert world.is_idle(0) and world.is_idle(1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("no such layout")])
+def test_engine_that_cannot_open_a_buffer_fails_the_transfer_at_both_ends(
+    world: World, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    world.engines[1].open_incoming = fail  # type: ignore[method-assign]
     world.claim(1, "node")
     world.send(0, 1, "node", bytes(5_000))
     world.run_for(0.1)

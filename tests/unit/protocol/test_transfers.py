@@ -155,7 +155,7 @@ def test_answers_about_buffers_that_are_gone_say_so(world: World) -> None:
 
 
 def test_foreign_announcements_are_dropped(world: World) -> None:
-    good = BufferAnnouncement(77, 5_000, 1_000, bytes(16), key_of("node"))
+    good = BufferAnnouncement(77, 5_000, 1_148, bytes(16), key_of("node"))
     for number, bad in enumerate(
         [
             replace(good, buffer_id=1 << 48 | 77),  # an id of instance 1

@@ -34,7 +34,7 @@ ANNOUNCE = wire.Announce(
     engine="compiled",
 )
 ANNOUNCEMENT = wire.BufferAnnouncement(
-    buffer_id=1 << 63, size=1 << 40, chunk_size=1_144, digest=bytes(range(16)), key=KEY
+    buffer_id=1 << 63, size=1 << 40, chunk_size=1_148, digest=bytes(range(16)), key=KEY
 )
 INLINE = replace(ANNOUNCEMENT, size=3, chunk_size=0, inline_payload=b"abc")
 MESSAGE = wire.Message(
@@ -54,6 +54,7 @@ VALUES: list[Packable] = [
     INLINE,
     replace(ANNOUNCEMENT, size=0, chunk_size=0, inline_payload=b""),
     replace(ANNOUNCEMENT, size=0),
+    replace(ANNOUNCEMENT, size=100, chunk_size=100),
     replace(ANNOUNCEMENT, attempt=2),
     wire.BufferAccept(1),
     wire.BufferDone((1 << 64) - 1),
@@ -107,7 +108,9 @@ def test_value_survives_packing_and_parsing(value: Any) -> None:
         (ANNOUNCEMENT, {"size": (1 << 40) + 1}),
         (ANNOUNCEMENT, {"chunk_size": 0}),
         (ANNOUNCEMENT, {"chunk_size": 65_456}),
-        (ANNOUNCEMENT, {"chunk_size": 1}),  # 2**40 chunks do not fit a u32
+        (ANNOUNCEMENT, {"chunk_size": 1_147}),
+        (ANNOUNCEMENT, {"chunk_size": 1_147, "size": 1_148}),
+        (ANNOUNCEMENT, {"chunk_size": 99, "size": 100}),
         (ANNOUNCEMENT, {"attempt": 0}),
         (ANNOUNCEMENT, {"attempt": 3}),
         (ANNOUNCEMENT, {"digest": b"short"}),
@@ -180,6 +183,10 @@ def test_largest_chunk_is_the_engine_s() -> None:
     assert replace(ANNOUNCEMENT, chunk_size=largest).chunk_size == largest
     with pytest.raises(LocalProtocolError):
         replace(ANNOUNCEMENT, chunk_size=largest + 1)
+
+
+def test_smallest_chunk_is_what_the_smallest_packet_holds() -> None:
+    assert fastpath.chunk_size_for(fastpath.MIN_PACKET_SIZE) == wire.bounds.SMALLEST_CHUNK
 
 
 def test_longest_ack_and_announce_fit_one_message_packet() -> None:
