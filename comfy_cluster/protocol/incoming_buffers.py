@@ -78,12 +78,30 @@ class IncomingBuffers:
             self._cancelled_early.discard(buffer_id)
         elif key.job_id in self._ended_jobs and not is_message:
             self._replies.cancel(peer, buffer_id, f"job {key.job_id} has ended there", now)
-        elif self._store.queue.is_full(peer):
-            text = "too many announced buffers wait there already"
-            self._replies.refuse(peer, buffer_id, FailureCode.TOO_MANY, text, now)
         else:
-            self._expired.discard(key)
             is_claimed = is_message or key in self._claims
+            self._take_on(peer, message_type, announcement, is_claimed=is_claimed, now=now)
+
+    def _take_on(
+        self,
+        peer: int,
+        message_type: MessageType,
+        announcement: BufferAnnouncement,
+        *,
+        is_claimed: bool,
+        now: float,
+    ) -> None:
+        """Keep an announced buffer, if there are not too many of its peer."""
+        text = ""
+        if self._store.queue.is_full(peer):
+            text = "too many announced buffers wait there already"
+        elif not is_claimed and self._store.has_many_unclaimed(peer):
+            text = "too many buffers are there that nobody asked for"
+        if text:
+            code = FailureCode.TOO_MANY
+            self._replies.refuse(peer, announcement.buffer_id, code, text, now)
+        else:
+            self._expired.discard(announcement.key)
             buffer = self._store.add(peer, message_type, announcement, is_claimed=is_claimed)
             self._begin(buffer, now)
 

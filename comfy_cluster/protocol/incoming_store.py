@@ -5,6 +5,7 @@ Knows no peer and sends nothing: `incoming_buffers.py` decides what happens, thi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # video may be hours apart, and the sender was told that all is well. The budget bounds the memory
 # meanwhile, and `end_job` frees it: this is for what an aborted job leaves.
 UNCLAIMED_TIMEOUT = 21_600.0
+LARGEST_UNCLAIMED = 4_096  # buffers of one peer that nobody asked for; the next ones are refused
 LARGEST_EXPIRED = 16_384  # keys of expired buffers that are remembered; a few megabytes
 
 
@@ -41,6 +43,7 @@ class IncomingStore:
         self._allocate = allocate
         self._buffers: dict[int, IncomingBuffer] = {}
         self._by_key: dict[TransferKey, dict[int, IncomingBuffer]] = {}
+        self._unclaimed_counts: Counter[int] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
@@ -60,6 +63,12 @@ class IncomingStore:
     def has_key(self, key: TransferKey) -> bool:
         return key in self._by_key
 
+    def has_many_unclaimed(self, peer: int) -> bool:
+        """Whether the peer has all the buffers here, waiting or arrived, that it may have without
+        a claim. The smallest ones take next to nothing of the budget, which so bounds no number.
+        """
+        return self._unclaimed_counts[peer] >= LARGEST_UNCLAIMED
+
     def add(
         self,
         peer: int,
@@ -72,6 +81,7 @@ class IncomingStore:
         buffer = IncomingBuffer(peer, message_type, announcement, self._count, is_claimed)
         self._buffers[buffer.buffer_id] = buffer
         self._by_key.setdefault(buffer.key, {})[buffer.buffer_id] = buffer
+        self._unclaimed_counts[peer] += not is_claimed
         return buffer
 
     def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
@@ -87,6 +97,9 @@ class IncomingStore:
 
     def set_claimed(self, key: TransferKey, is_claimed: bool, now: float) -> None:
         for buffer in list(self._by_key.get(key, {}).values()):
+            if buffer.is_claimed == is_claimed:
+                continue
+            self._unclaimed_counts[buffer.peer] += -1 if is_claimed else 1
             if buffer.state is IncomingState.QUEUED:
                 self.queue.set_claimed(buffer, is_claimed)
                 continue
@@ -103,6 +116,7 @@ class IncomingStore:
     def remove(self, buffer: IncomingBuffer) -> None:
         """Forget a buffer in any state; the engine touches its memory no more after this."""
         del self._buffers[buffer.buffer_id]
+        self._unclaimed_counts[buffer.peer] -= not buffer.is_claimed
         same_key = self._by_key[buffer.key]
         del same_key[buffer.buffer_id]
         if not same_key:

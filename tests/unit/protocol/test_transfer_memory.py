@@ -14,6 +14,7 @@ from comfy_cluster.protocol import (
     IncomingFailed,
 )
 from comfy_cluster.protocol.incoming_queue import LARGEST_OPEN, LARGEST_WAITING
+from comfy_cluster.protocol.incoming_store import LARGEST_UNCLAIMED
 from tests.unit.protocol.world import World
 
 MEGABYTE = 1_000_000
@@ -136,6 +137,29 @@ def test_one_peer_with_many_buffers_receives_a_bounded_number_at_once() -> None:
         world.send(0, 1, f"n{number}", bytes(1_000))
     world.run_for(1.0)
     assert len(world.engines[1].incoming) == LARGEST_OPEN
+
+
+@pytest.mark.parametrize("size", [0, 10])
+def test_small_buffers_that_nobody_asked_for_are_bounded_claimed_ones_are_not(
+    world: World, size: int
+) -> None:
+    """They travel in their announcements, and fit every budget."""
+    for number in range(LARGEST_UNCLAIMED + 3):
+        world.send(0, 1, f"n{number}", bytes(size))
+    world.run_for(10.0)
+    assert len(world.endpoints[1]._incoming._store) == LARGEST_UNCLAIMED
+    failed = world.seen(0, BufferFailed)
+    assert len(failed) == 3 and "nobody asked for" in str(failed[0].error)
+    world.claim(1, "claimed")
+    world.send(0, 1, "claimed", bytes(size))
+    world.run_for(0.1)
+    assert "claimed" in world.arrived(1)
+    world.claim(1, "n0")  # it makes room for one more
+    world.send(0, 1, "one more", bytes(size))
+    world.send(0, 1, "too many", bytes(size))
+    world.run_for(0.1)
+    assert "one more" in world.arrived(1) and "too many" not in world.arrived(1)
+    world.endpoints[1].end_job("job", world.now)
 
 
 def test_announcements_that_wait_are_bounded_and_the_next_fails_clearly() -> None:

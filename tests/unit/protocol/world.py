@@ -186,6 +186,7 @@ class World:
             "announcements": len(outgoing._announcements) + len(outgoing._accepted),
             "outgoing budget": outgoing._budget.used,
             "incoming": len(store) + len(store._by_key) + len(store.queue),
+            "unclaimed": sum(map(abs, store._unclaimed_counts.values())),
             "lanes": len(store.queue._lanes),
             "claims": len(incoming._claims),
             "incoming budget": store._budget.used,
