@@ -39,7 +39,6 @@ from comfy_cluster.transport.peer_info import PeerInfo
 logger = logging.getLogger("comfy_cluster.cluster")
 
 LARGEST_CODEC_THREAD_COUNT = 4  # PNG gains no more; ComfyUI needs the other cores
-CODEC_CLOSE_TIMEOUT = 1.0  # seconds; an image that is being encoded cannot be interrupted
 
 
 class Cluster:
@@ -108,11 +107,12 @@ class Cluster:
         reason = "the cluster was closed on this instance"
         self._jobs.close(reason)
         self._membership.ready.cancel(reason)
+        self._pool.stop()  # its threads end while the transport does
         if self._discovery is not None:
             self._discovery.close()
         if self._transport is not None:
             self._transport.close()
-        self._pool.close(CODEC_CLOSE_TIMEOUT)
+        self._pool.close()
 
     def __enter__(self) -> Cluster:
         self.start()

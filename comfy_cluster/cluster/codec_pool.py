@@ -2,15 +2,24 @@
 
 Not a `concurrent.futures.ThreadPoolExecutor`: the interpreter joins that one's threads before any
 atexit function runs, so an exit would wait for every encoding that is still queued.
+Nor are the daemons left to themselves at an exit: the work under way is interrupted and its thread
+ends first, see `codec/interruption.py` for what happens otherwise.
 Used by `Cluster` alone; knows nothing of tensors.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+
+from comfy_cluster.codec.interruption import interruptible
+from comfy_cluster.errors import TransferCancelled
+
+CLOSE_TIMEOUT = 1.0  # seconds; far longer than a piece of codec work, and an exit may take 2
 
 
 class CodecPool:
@@ -23,6 +32,7 @@ class CodecPool:
         self._tasks: deque[Callable[[], None]] = deque()
         self._is_closed = False
         self._changed = threading.Condition()
+        self._pid = os.getpid()
 
     @property
     def thread_count(self) -> int:
@@ -30,7 +40,10 @@ class CodecPool:
         return len(self._threads)
 
     def submit(self, fn: Callable[[], None], /) -> None:
-        """Runs `fn`, which must not raise, on a thread of the pool. RuntimeError: it is closed."""
+        """Runs `fn`, which must not raise, on a thread of the pool. RuntimeError: it is closed.
+
+        Codec work in it that `close` interrupts raises TransferCancelled.
+        """
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the codec threads are closed")
@@ -39,13 +52,19 @@ class CodecPool:
                 self._start_thread()
             self._changed.notify()
 
-    def close(self, timeout: float) -> None:
-        """Drops what has not begun and waits for the rest, up to `timeout` seconds in all."""
-        deadline = time.monotonic() + timeout
+    def stop(self) -> None:
+        """Drops what has not begun and interrupts the rest; waits for nothing."""
         with self._changed:
             self._is_closed = True
             self._tasks.clear()
             self._changed.notify_all()
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Like `stop`, and waits until the threads have ended, up to `timeout` seconds in all."""
+        deadline = time.monotonic() + timeout
+        self.stop()
+        atexit.unregister(self._close_at_exit)
+        with self._changed:
             threads = [each for each in self._threads if each is not threading.current_thread()]
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -53,13 +72,25 @@ class CodecPool:
     def _start_thread(self) -> None:
         name = f"comfy-cluster-codec-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
+        if not self._threads:
+            atexit.register(self._close_at_exit)
         thread.start()
         self._threads.append(thread)
 
+    def _close_at_exit(self) -> None:
+        # In a child of a fork the threads are the parent's, and the lock may be held for ever.
+        if self._pid == os.getpid():
+            self.close()
+
     def _work(self) -> None:
-        while (task := self._next_task()) is not None:
-            task()
-            del task  # or the last payload would stay alive while this thread is idle
+        with interruptible(self._check_open):
+            while (task := self._next_task()) is not None:
+                task()
+                del task  # or the last payload would stay alive while this thread is idle
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise TransferCancelled("the codec threads were closed")
 
     def _next_task(self) -> Callable[[], None] | None:
         with self._changed:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comfy_cluster.codec.pieces import pieces
+
 Levels = npt.NDArray[np.uint8]
 
 CHANNEL_COUNTS = (1, 3, 4)  # spec.md section 8
@@ -48,11 +50,10 @@ def exact_levels(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     values = tensor.reshape(-1)
     levels = torch.empty(values.shape, dtype=torch.uint8, device="cpu")
-    for start in range(0, values.numel(), _PIECE):
-        piece = values[start : start + _PIECE]
-        found = levels[start : start + _PIECE]
+    for place, piece in pieces(values, _PIECE):
+        found = levels[place]
         found.copy_(piece.mul(_SCALE).round_().clamp_(0.0, _SCALE))
-        restored = levels_to_values(found, torch.float32)
+        restored = _divided(found, torch.float32)
         if not torch.equal(restored.view(torch.int32), piece.view(torch.int32)):
             return None
     return levels.reshape(tensor.shape)
@@ -62,10 +63,10 @@ def rounded_levels(tensor: torch.Tensor) -> torch.Tensor:
     """The nearest levels of a contiguous CPU float tensor: clipped to 0..1, NaN becomes 0."""
     values = tensor.reshape(-1)
     levels = torch.empty(values.shape, dtype=torch.uint8, device="cpu")
-    for start in range(0, values.numel(), _PIECE):
-        piece = values[start : start + _PIECE].to(_working_dtype(tensor.dtype))
-        scaled = piece.nan_to_num(nan=0.0).mul_(_SCALE).round_().clamp_(0.0, _SCALE)
-        levels[start : start + _PIECE].copy_(scaled)
+    for place, piece in pieces(values, _PIECE):
+        working = piece.to(_working_dtype(tensor.dtype))
+        scaled = working.nan_to_num(nan=0.0).mul_(_SCALE).round_().clamp_(0.0, _SCALE)
+        levels[place].copy_(scaled)
     return levels.reshape(tensor.shape)
 
 
@@ -73,6 +74,14 @@ def levels_to_values(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Levels as values of `dtype`: k for uint8, else k / 255 computed in float32 or wider."""
     if dtype == torch.uint8:
         return levels
+    values = torch.empty(levels.shape, dtype=dtype, device="cpu")
+    flat = values.reshape(-1)
+    for place, piece in pieces(levels.reshape(-1), _PIECE):
+        flat[place].copy_(_divided(piece, dtype))
+    return values
+
+
+def _divided(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # A tensor as divisor: for a plain number torch may multiply by 1/255, which has other bits.
     divisor = torch.full((1,), _SCALE, dtype=_working_dtype(dtype), device="cpu")
     return levels.to(divisor.dtype).div_(divisor).to(dtype)

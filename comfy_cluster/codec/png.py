@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from comfy_cluster.codec.interruption import PIECE_SIZE, check_interruption
 from comfy_cluster.codec.levels import Levels
 from comfy_cluster.errors import CorruptPayload
 
@@ -31,7 +32,6 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow mode
 _HEADER = struct.Struct(">IIBBBBB")  # IHDR
 _CHUNK_HEAD = struct.Struct(">I4s")
 _CHUNK_OVERHEAD = 12  # bytes: size, type, CRC
-_MAX_CHUNK_SIZE = (1 << 31) - 1
 # What may come after what; b"" is the start of the file.
 _FOLLOWERS = {b"": (b"IHDR",), b"IHDR": (b"IDAT",), b"IDAT": (b"IDAT", b"IEND")}
 _MAX_INFLATION = 1032  # deflate: at most 258 bytes for two bits
@@ -41,23 +41,33 @@ def encode_png(levels: Levels) -> bytes:
     """A PNG file of levels [H, W, C], C in 1, 3, 4."""
     height, width, channels = levels.shape
     rows = levels.reshape(height, width * channels)
-    filtered = np.empty((height, 1 + width * channels), dtype=np.uint8)
-    filtered[:, 0] = _UP_FILTER
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    compressed = zlib.compress(filtered.data, _COMPRESSION_LEVEL)
+    compressor = zlib.compressobj(_COMPRESSION_LEVEL)
+    compressed = [compressor.compress(piece) for piece in _filtered_pieces(rows)]
+    compressed.append(compressor.flush())
     header = _HEADER.pack(width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
-    pieces = [
-        compressed[start : start + _MAX_CHUNK_SIZE]
-        for start in range(0, len(compressed), _MAX_CHUNK_SIZE)
-    ]
     return b"".join(
         [
             *(SIGNATURE, _pack_chunk(b"IHDR", header)),
-            *(_pack_chunk(b"IDAT", piece) for piece in pieces),
+            *(_pack_chunk(b"IDAT", piece) for piece in compressed if piece),
             _pack_chunk(b"IEND", b""),
         ]
     )
+
+
+def _filtered_pieces(rows: Levels) -> Iterator[memoryview]:
+    """The filtered rows, so many at a time as fit into a piece, or parts of one."""
+    height, size = rows.shape
+    count = max(1, PIECE_SIZE // (1 + size))
+    for start in range(0, height, count):
+        band = rows[start : start + count]
+        filtered = np.empty((len(band), 1 + size), dtype=np.uint8)
+        filtered[:, 0] = _UP_FILTER
+        filtered[0, 1:] = band[0] - rows[start - 1] if start else band[0]
+        np.subtract(band[1:], band[:-1], out=filtered[1:, 1:])
+        octets = filtered.reshape(-1).data
+        for first in range(0, len(octets), PIECE_SIZE):
+            check_interruption()
+            yield octets[first : first + PIECE_SIZE]
 
 
 def _pack_chunk(kind: bytes, data: bytes) -> bytes:

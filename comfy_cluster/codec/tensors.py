@@ -1,7 +1,8 @@
 """`encode` and `decode`: the whole way from a tensor to bytes and back.
 
 It chooses the form; the forms are in `envelope.py`, `levels.py` and the image codecs' files. Called
-by `cluster/`, on the codec pool's threads: most of the work is done without the GIL.
+by `cluster/`, on the codec pool's threads: most of the work is done without the GIL, and all that
+takes long in pieces, so that it can be interrupted (`interruption.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from comfy_cluster.codec.envelope import (
     parse_envelope,
     tensor_size,
 )
+from comfy_cluster.codec.interruption import check_interruption
 from comfy_cluster.codec.levels import (
     FLOAT_DTYPES,
     LEVEL_DTYPES,
@@ -31,6 +33,7 @@ from comfy_cluster.codec.levels import (
     rounded_levels,
 )
 from comfy_cluster.codec.payload import EncodedPayload
+from comfy_cluster.codec.pieces import are_booleans, as_booleans, copy_of
 from comfy_cluster.codec.png import SIGNATURE, check_png, decode_png, encode_png
 from comfy_cluster.errors import ConfigError, CorruptPayload, UnsupportedTensor
 
@@ -124,20 +127,17 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
         tensor_size(tensor.shape, tensor.itemsize)
     except ValueError as error:
         raise UnsupportedTensor(f"cannot encode this tensor: {error}") from None
-    return tensor.detach().to("cpu").resolve_neg().contiguous()
+    if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg():
+        return tensor.detach()
+    return copy_of(tensor)
 
 
 def _encode_raw(values: torch.Tensor) -> EncodedPayload:
     prefix = pack_raw_prefix(values.shape, DTYPE_NAMES[values.dtype], values.nbytes)
     octets = values.reshape(-1).view(torch.uint8)
-    if values.dtype == torch.bool and not _are_booleans(octets):
-        octets = octets.ne(0).view(torch.uint8)
+    if values.dtype == torch.bool and not are_booleans(octets):
+        octets = as_booleans(octets).view(torch.uint8)
     return EncodedPayload(prefix, octets.numpy().data, "raw")
-
-
-def _are_booleans(octets: torch.Tensor) -> bool:
-    """Whether each byte is 0 or 1; torch computes nonsense with a bool tensor that holds others."""
-    return octets.numel() == 0 or int(octets.max()) <= 1
 
 
 def _encode_levels(
@@ -154,6 +154,7 @@ def _encode_levels(
     images: list[bytes] = []
     total = 0
     for item in levels.reshape(layout).numpy():
+        check_interruption()
         images.append(image_codec.encode(item))
         total += len(images[-1])
         if size_limit is not None and total * layout[0] >= size_limit * len(images):
@@ -197,8 +198,8 @@ def _decode_raw(
     # torch warns about read-only memory, because it would write to it all the same.
     octets = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=torch.uint8)
     if octets.data_ptr() % dtype.itemsize:
-        octets = octets.clone()
-    if dtype == torch.bool and not _are_booleans(octets):
+        octets = copy_of(octets)
+    if dtype == torch.bool and not are_booleans(octets):
         raise CorruptPayload("corrupt payload: a bool that is neither 0 nor 1")
     return octets.view(dtype).reshape(shape)
 
@@ -216,9 +217,11 @@ def _decode_items(envelope: Envelope, dtype: torch.dtype) -> torch.Tensor:
     shape = layout[1:]
     codecs = [_codec_of(image) for image in images]
     for codec, image in zip(codecs, images, strict=True):
+        check_interruption()
         codec.check(image, shape)
     levels = np.empty(layout, dtype=np.uint8)
     for item, codec, image in zip(levels, codecs, images, strict=True):
+        check_interruption()
         item[...] = codec.decode(image, shape)
     return levels_to_values(torch.from_numpy(levels).reshape(envelope.shape), dtype)
 

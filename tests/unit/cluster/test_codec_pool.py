@@ -11,6 +11,8 @@ import weakref
 import pytest
 
 from comfy_cluster.cluster.codec_pool import CodecPool
+from comfy_cluster.codec.interruption import check_interruption
+from comfy_cluster.errors import TransferCancelled
 from comfy_cluster.transport.handle import Handle
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
@@ -92,3 +94,44 @@ def test_an_exit_does_not_wait_for_what_is_queued() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_closing_interrupts_codec_work_and_waits_for_its_end() -> None:
+    pool = CodecPool(1)
+    began = threading.Event()
+
+    def work_for_ever(_: None) -> None:
+        while True:
+            check_interruption()
+            began.set()
+
+    handle = Handle.completed(None).then(work_for_ever, pool)
+    thread = next(each for each in threading.enumerate() if each.name == "comfy-cluster-codec-0")
+    assert began.wait(WAIT)
+    pool.close(WAIT)
+    assert not thread.is_alive()
+    with pytest.raises(TransferCancelled, match="closed"):
+        handle.result(WAIT)
+
+
+def test_an_exit_closes_a_pool_that_nobody_closed() -> None:
+    code = (
+        "import threading\n"
+        "from comfy_cluster.cluster.codec_pool import CodecPool\n"
+        "from comfy_cluster.codec.interruption import check_interruption\n"
+        "from comfy_cluster.errors import TransferCancelled\n"
+        "began = threading.Event()\n"
+        "def work():\n"
+        "    try:\n"
+        "        while True:\n"
+        "            check_interruption()\n"
+        "            began.set()\n"
+        "    except TransferCancelled:\n"
+        "        print('interrupted')\n"
+        "CodecPool(1).submit(work)\n"
+        "began.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

@@ -1,0 +1,101 @@
+"""A program may end while its tensors are encoded or decoded: without a core, without a word.
+
+The program is this file itself, run with the codec's function in which its end has to come.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.runtime import build_cluster
+from comfy_cluster.transport.handle import Handle
+from tests.integration.clusters import READY_TIMEOUT, configs
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT = 120.0  # seconds; a bound for a broken build, never waited for in a good one
+BROADCAST_COUNT = 4
+
+# Function, and items of a batch. Sixty are looked at for longer than an exit may take; few are soon
+# on the other side.
+MOMENTS = {
+    "exact_levels": 60,
+    "copy_of": 60,
+    "encode_png": 8,
+    "decode_png": 8,
+    "levels_to_values": 8,
+}
+
+
+@pytest.mark.parametrize("function", MOMENTS)
+def test_an_exit_during_codec_work_is_clean(function: str) -> None:
+    environ = {name: text for name, text in os.environ.items() if "COMFY_CLUSTER" not in name}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "tests.integration.test_exit_while_encoding",
+            function,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+        cwd=ROOT,
+        env=environ,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"inside {function}\n", "")
+
+
+def batch_of(count: int) -> torch.Tensor:
+    """Images [count, 1024, 1024, 3] of 8 bits."""
+    row = torch.arange(1024 * 3, dtype=torch.int32).remainder(256).to(torch.float32)
+    return row.div_(torch.full((1,), 255.0)).reshape(1024, 3).repeat(count, 1024, 1, 1)
+
+
+def is_inside(function: str) -> bool:
+    """Whether a codec thread is in that function at this moment."""
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0) if "codec" in thread.name else None
+        while frame is not None:
+            if frame.f_code.co_name == function:
+                return True
+            frame = frame.f_back
+    return False
+
+
+def main(function: str) -> None:
+    """Ends as a script ends: without closing anything."""
+    clusters = [build_cluster(each) for each in configs(2)]
+    for cluster in clusters:
+        cluster.start()
+    for cluster in clusters:
+        cluster.wait_until_ready(READY_TIMEOUT)
+    batch = batch_of(MOMENTS[function])
+    if function == "copy_of":
+        batch = batch.transpose(1, 2)
+    handles: list[Handle[torch.Tensor]] = []
+    while not is_inside(function):
+        if all(each.done() for each in handles):
+            keys = [CollectiveKey("job", f"{len(handles)} {n}") for n in range(BROADCAST_COUNT)]
+            handles += [clusters[0].broadcast(key, batch) for key in keys]
+            handles += [clusters[1].broadcast(key) for key in keys]
+        time.sleep(0.0005)
+    print(f"inside {function}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
