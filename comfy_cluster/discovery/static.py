@@ -6,6 +6,10 @@ may not exist yet when its neighbour starts, and may stand for another address a
 name is looked up again, at growing intervals, for as long as its instance is not connected. With
 all of them connected the thread sleeps.
 
+Two names may stand for one address for a while, when containers come back at each other's. The
+transport gives an address to the instance it was reported for last. So when that one turns out to
+be elsewhere, the address is reported again for the one that had it before.
+
 It sends nothing to anybody: whether an instance answers is found out by the transport.
 """
 
@@ -20,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from comfy_cluster.discovery.base import Address, MemberListener, address_text
+from comfy_cluster.errors import ConfigError
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
@@ -56,6 +61,7 @@ class StaticDiscovery:
         self._retry_delay = retry_delay
         self._on_member: MemberListener = _ignore_member
         self._known: dict[int, Address] = {}
+        self._owners: dict[Address, int] = {}  # for whom an address was reported last
         self._searches: dict[int, _Search] = {}
         self._troubles: dict[int, str] = {}
         self._is_closed = False
@@ -63,7 +69,10 @@ class StaticDiscovery:
         self._thread: threading.Thread | None = None
 
     def start(self, on_member: MemberListener) -> None:
-        """Reports the IP literals, and starts looking up the names."""
+        """Reports the IP literals, and starts looking up the names.
+
+        ConfigError of `on_member` for a literal: it can never be reached.
+        """
         self._on_member = on_member
         for peer, (hostname, port) in self._entries_of_peers():
             if _is_ip_literal(hostname):
@@ -89,7 +98,12 @@ class StaticDiscovery:
 
     def troubles(self) -> dict[int, str]:
         with self._changed:
-            return dict(self._troubles)
+            shared = {
+                peer: self._shared_text(peer, self._owners[address])
+                for peer, address in self._known.items()
+                if self._owners[address] != peer
+            }
+            return shared | self._troubles
 
     def close(self) -> None:
         with self._changed:
@@ -106,11 +120,13 @@ class StaticDiscovery:
         while (peer := self._next_due()) is not None:
             hostname, port = self._entries[peer]
             try:
-                address = self._resolve(hostname, port)
+                self._report(peer, self._resolve(hostname, port))
             except OSError as error:
-                self._on_lookup_failed(peer, error)
-            else:
-                self._report(peer, address)
+                self._on_trouble("cannot resolve entry", peer, error.strerror or str(error))
+            except UnicodeError as error:  # of IDNA: a label that is empty or too long
+                self._on_trouble("cannot resolve entry", peer, str(error))
+            except ConfigError as error:
+                self._on_trouble("cannot use entry", peer, str(error))
 
     def _next_due(self) -> int | None:
         """Waits for the next name to look up; None: closed."""
@@ -127,24 +143,51 @@ class StaticDiscovery:
                 self._changed.wait(min(times) - now if times else None)
         return None
 
-    def _on_lookup_failed(self, peer: int, error: OSError) -> None:
-        entry, reason = address_text(self._entries[peer]), error.strerror or str(error)
-        text = f"cannot resolve entry {peer} of COMFY_CLUSTER_UDP_HOSTNAMES ({entry}): {reason}"
+    def _on_trouble(self, what: str, peer: int, reason: str) -> None:
+        text = f"{what} {self._entry_text(peer)}: {reason}"
         with self._changed:
             is_new = peer not in self._troubles
             self._troubles[peer] = text
         logger.log(logging.WARNING if is_new else logging.DEBUG, "! %s; trying again", text)
 
+    def _entry_text(self, peer: int) -> str:
+        return f"{peer} of COMFY_CLUSTER_UDP_HOSTNAMES ({address_text(self._entries[peer])})"
+
+    def _shared_text(self, peer: int, owner: int) -> str:
+        shared = address_text(self._known[peer])
+        return f"entry {self._entry_text(peer)} is at {shared}, and so is entry {owner}"
+
     def _report(self, peer: int, address: Address) -> None:
+        """ConfigError of `on_member`: nobody can be reached there."""
         with self._changed:
-            self._troubles.pop(peer, None)
-            if self._is_closed or self._known.get(peer) == address:
+            if self._is_closed:
                 return
-            self._known[peer] = address
+            if self._known.get(peer) == address:
+                self._troubles.pop(peer, None)
+                return
         logger.debug(
             "= instance %d (%s) is at %s", peer, address_text(self._entries[peer]), address
         )
         self._on_member(peer, address)
+        heir = self._note(peer, address)
+        if heir is not None:
+            self._on_member(*heir)
+
+    def _note(self, peer: int, address: Address) -> tuple[int, Address] | None:
+        """Keeps what was reported. Returns who gets the address that `peer` left, and that."""
+        with self._changed:
+            self._troubles.pop(peer, None)
+            left = self._known.get(peer)
+            self._known[peer] = address
+            self._owners[address] = peer
+            if left is None or self._owners[left] != peer:
+                return None
+            heir = next((other for other in self._known if self._known[other] == left), None)
+            if heir is None:
+                del self._owners[left]
+                return None
+            self._owners[left] = heir
+            return heir, left
 
 
 def resolve_ipv4(hostname: str, port: int) -> Address:
@@ -153,8 +196,17 @@ def resolve_ipv4(hostname: str, port: int) -> Address:
 
 
 def resolve_ipv6(hostname: str, port: int) -> Address:
-    """The first IPv6 address of a name; OSError if there is none."""
-    return _resolve(hostname, port, socket.AF_INET6)
+    """The first IPv6 address of a name, or its first IPv4 address; OSError if it has neither.
+
+    For instances that listen on `::`, which serves IPv4 too.
+    """
+    try:
+        return _resolve(hostname, port, socket.AF_INET6)
+    except OSError as error:
+        try:
+            return _resolve(hostname, port, socket.AF_INET)
+        except OSError:
+            raise error from None
 
 
 def _resolve(hostname: str, port: int, family: socket.AddressFamily) -> Address:

@@ -11,7 +11,8 @@ from contextlib import closing
 import pytest
 
 from comfy_cluster.discovery import Address, StaticDiscovery
-from comfy_cluster.discovery.static import resolve_ipv4
+from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
+from comfy_cluster.errors import ConfigError
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 RETRY_DELAY = 0.001  # seconds
@@ -102,6 +103,73 @@ def test_a_name_that_fails_is_named_once_and_tried_again(
     assert warnings == [f"! {expected}; trying again"]
 
 
+def test_a_name_that_no_lookup_takes_is_trouble_and_the_others_are_still_found(
+    start: Callable[..., StaticDiscovery], members: Members
+) -> None:
+    def resolve(hostname: str, port: int) -> Address:
+        hostname.encode("idna")  # as socket.getaddrinfo does
+        return names.resolve(hostname, port)
+
+    names = FakeNames(good="10.0.0.3")
+    entries = [("10.0.0.1", 9998), ("a..b", 9999), ("good", 9998)]
+    discovery = StaticDiscovery(entries, 0, resolve=resolve, retry_delay=RETRY_DELAY)
+    with closing(discovery):
+        discovery.start(lambda peer, address: members.put((peer, address)))
+        assert members.get(timeout=WAIT) == (2, ("10.0.0.3", 9998))
+        expected = "cannot resolve entry 1 of COMFY_CLUSTER_UDP_HOSTNAMES (a..b:9999): "
+        assert discovery.troubles()[1].startswith(expected)
+
+
+def test_an_address_that_the_transport_cannot_reach_is_trouble_until_it_is_another(
+    members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: queue.Queue[Address] = queue.Queue()
+
+    def on_member(peer: int, address: Address) -> None:
+        if address[0].startswith("fe80"):
+            refused.put(address)
+            raise ConfigError("a link-local address")
+        members.put((peer, address))
+
+    names = FakeNames(follower="fe80::2")
+    entries = [("10.0.0.1", 9998), ("follower", 9999)]
+    discovery = StaticDiscovery(entries, 0, resolve=names.resolve, retry_delay=RETRY_DELAY)
+    with closing(discovery):
+        discovery.start(on_member)
+        for _ in range(3):
+            refused.get(timeout=WAIT)
+        expected = (
+            "cannot use entry 1 of COMFY_CLUSTER_UDP_HOSTNAMES (follower:9999):"
+            " a link-local address"
+        )
+        assert discovery.troubles() == {1: expected}
+        names.addresses["follower"] = "10.0.0.2"
+        assert members.get(timeout=WAIT) == (1, ("10.0.0.2", 9999))
+        while discovery.troubles():
+            names.asked.get(timeout=WAIT)
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warnings == [f"! {expected}; trying again"]
+
+
+def test_an_address_goes_back_to_the_one_that_had_it_when_its_taker_is_elsewhere(
+    start: Callable[..., StaticDiscovery], members: Members
+) -> None:
+    names = FakeNames(late="10.0.0.2")  # what the name of the other one stood for before
+    discovery = start([("10.0.0.1", 9998), ("10.0.0.2", 9998), ("late", 9998)], names)
+    assert members.get(timeout=WAIT) == (1, ("10.0.0.2", 9998))
+    assert members.get(timeout=WAIT) == (2, ("10.0.0.2", 9998))
+    for _ in range(3):
+        names.asked.get(timeout=WAIT)
+    assert discovery.troubles() == {
+        1: "entry 1 of COMFY_CLUSTER_UDP_HOSTNAMES (10.0.0.2:9998) is at 10.0.0.2:9998,"
+        " and so is entry 2"
+    }
+    names.addresses["late"] = "10.0.0.3"
+    assert members.get(timeout=WAIT) == (2, ("10.0.0.3", 9998))
+    assert members.get(timeout=WAIT) == (1, ("10.0.0.2", 9998))
+    assert discovery.troubles() == {} and members.empty()
+
+
 def test_the_same_address_is_reported_once(
     start: Callable[..., StaticDiscovery], members: Members
 ) -> None:
@@ -158,6 +226,15 @@ def test_closing_does_not_wait_for_a_silent_name_server(members: Members) -> Non
     may_answer.set()
     threads[0].join(WAIT)
     assert members.empty()  # what is found after closing is told to nobody
+
+
+def test_a_name_without_an_ipv6_address_is_resolved_to_its_ipv4_address() -> None:
+    """An instance that listens on `::` reaches it: a literal stands for such a name here."""
+    with pytest.raises(socket.gaierror):
+        socket.getaddrinfo("127.0.0.1", 1, family=socket.AF_INET6)
+    assert resolve_ipv6("127.0.0.1", 9998) == ("127.0.0.1", 9998)
+    with pytest.raises(UnicodeError):
+        resolve_ipv6("a..b", 9998)
 
 
 def test_localhost_is_resolved_to_a_literal() -> None:
