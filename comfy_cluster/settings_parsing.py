@@ -36,8 +36,10 @@ _MEMORY_UNITS = {
     "gib": 1 << 30,
 }
 _MEMORY_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*|%)", re.IGNORECASE)
-# RFC 1123 section 2.1, and "_" as well: container networks use it in names.
-_HOSTNAME_PATTERN = re.compile(r"(?!.{254})[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+# RFC 1123 section 2.1, and "_" as well: container networks use it in names. A label has 1 to 63
+# characters (RFC 1035 section 2.3.4).
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOSTNAME_PATTERN = re.compile(rf"(?!.{{254}}){_LABEL}(\.{_LABEL})*\.?")
 # It becomes one segment of a URL path and a part of file names.
 _CLUSTER_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # It travels in an HTTP header: printable ASCII without blanks.
@@ -59,12 +61,16 @@ class InstanceAddress(NamedTuple):
         return f"{hostname}:{self.port}"
 
 
+class InvalidPart(ValueError):
+    """One part of a value is wrong; the text names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Form(Generic[T]):
     """One way to write a value."""
 
     parse: Callable[[str], T]
-    """Gives the value, or raises ValueError."""
+    """Gives the value, or raises ValueError (InvalidPart: of one part of it)."""
     expected: str
     """What `parse` takes, in words that complete "expected ..."."""
     is_secret: bool = False
@@ -88,6 +94,8 @@ class SettingsReader:
             return default
         try:
             return form.parse(value)
+        except InvalidPart as error:
+            raise invalid(name, value, f"{form.expected}; {error} is none") from None
         except ValueError:
             raise invalid(name, value, form.expected, is_secret=form.is_secret) from None
 
@@ -208,7 +216,14 @@ def _parse_url(text: str) -> str:
 
 
 def _parse_instance_addresses(text: str) -> tuple[InstanceAddress, ...]:
-    return tuple(_parse_instance_address(part.strip()) for part in text.split(","))
+    return tuple(_parse_entry(index, part.strip()) for index, part in enumerate(text.split(",")))
+
+
+def _parse_entry(index: int, text: str) -> InstanceAddress:
+    try:
+        return _parse_instance_address(text)
+    except ValueError:
+        raise InvalidPart(f"entry {index} ({text!r})") from None
 
 
 def _parse_instance_address(text: str) -> InstanceAddress:

@@ -77,6 +77,9 @@ INVALID_VALUES = [
     ("SINGLE_HOST", "2"),
     ("UDP_HOSTNAMES", "10.0.0.1,10.0.0.2"),
     ("UDP_HOSTNAMES", "::1:9998,::2:9998"),
+    ("UDP_HOSTNAMES", "10.0.0.1:9998,a..b:9998"),
+    ("UDP_HOSTNAMES", "10.0.0.1:9998," + "a" * 64 + ".lan:9998"),
+    ("UDP_HOSTNAMES", "10.0.0.1:9998,.lan:9998"),
     ("UDP_HOSTNAMES", "10.0.0.1:9998"),
     ("UDP_HOSTNAMES", "10.0.0.1:9998,10.0.0.1:9998"),
     ("BATCH_SIZE", "0"),
@@ -297,6 +300,14 @@ def test_static_addresses_with_ipv6_and_names() -> None:
         InstanceAddress("gpu_1.lan", 7000),
     )
     assert [str(address) for address in config.udp_hostnames] == ["[::1]:9998", "gpu_1.lan:7000"]
+
+
+def test_longest_names_pass_and_a_name_that_cannot_be_is_named() -> None:
+    longest = ".".join(["a" * 63] * 3 + ["b" * 61])
+    config = read(STATIC, UDP_HOSTNAMES=f"{longest}:9998,x.{'c' * 63}.:9998")
+    assert config.udp_hostnames[0] == InstanceAddress(longest, 9998)
+    with pytest.raises(ConfigError, match=r"expected host:port .*; entry 1 \('a\.\.b:9998'\) is"):
+        read(STATIC, UDP_HOSTNAMES="10.0.0.1:9998,a..b:9998")
 
 
 def test_own_entry_gives_the_default_port_in_static_mode() -> None:
