@@ -130,9 +130,9 @@ def pack_header(uint8_t kind, uint32_t session, uint64_t counter):
     return packed[:C_HEADER_SIZE]
 
 
-def parse_header(const uint8_t[::1] packet not None):
+def parse_header(bytes packet not None):
     cdef Header header
-    if not header_parse(&packet[0] if packet.shape[0] else NULL, packet.shape[0], &header):
+    if not header_parse(<const uint8_t*>PyBytes_AS_STRING(packet), len(packet), &header):
         return None
     return header.kind, header.session, header.counter
 
@@ -146,11 +146,11 @@ def pack_chunk_header(
     return packed[:C_CHUNK_HEADER_SIZE]
 
 
-def parse_chunk_header(const uint8_t[::1] payload not None):
+def parse_chunk_header(bytes payload not None):
     cdef ChunkHeader header
-    if payload.shape[0] < C_CHUNK_HEADER_SIZE:
+    if len(payload) < C_CHUNK_HEADER_SIZE:
         return None
-    chunk_header_parse(&payload[0], &header)
+    chunk_header_parse(<const uint8_t*>PyBytes_AS_STRING(payload), &header)
     return header.buffer_id, header.chunk_index, header.total_chunks, header.chunk_size
 
 
@@ -170,9 +170,9 @@ def pack_sack(uint64_t largest, uint32_t ack_delay_us, uint32_t receive_window, 
     return packed[:size]
 
 
-def parse_sack(const uint8_t[::1] payload not None):
+def parse_sack(bytes payload not None):
     cdef Sack sack
-    if not sack_parse(&payload[0] if payload.shape[0] else NULL, payload.shape[0], &sack):
+    if not sack_parse(<const uint8_t*>PyBytes_AS_STRING(payload), len(payload), &sack):
         return None
     words = [sack.words[number] for number in range(sack.word_count)]
     return sack.largest, sack.ack_delay_us, sack.receive_window, words
