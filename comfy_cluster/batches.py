@@ -36,6 +36,11 @@ def split_ranges(item_count: int, instance_count: int) -> list[range]:
     return [range(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
+def instances_with_items(item_count: int, instance_count: int) -> list[int]:
+    """Who gets at least one item in the even split: the instances that a fan-in has to wait for."""
+    return list(range(min(item_count, instance_count)))
+
+
 def split(batch: torch.Tensor, instance_count: int) -> list[torch.Tensor]:
     """The even split of a batch along its first dimension, as views; some may have no items."""
     item_count = count_items(batch)

@@ -45,6 +45,8 @@ class TestEvenSplit:
     @given(st.integers(0, 1000), st.integers(1, 120))
     def test_sizes_are_complete_even_and_falling(self, item_count: int, instances: int) -> None:
         sizes = batches.split_sizes(item_count, instances)
+        with_items = [index for index, size in enumerate(sizes) if size]
+        assert batches.instances_with_items(item_count, instances) == with_items
         assert sum(sizes) == item_count and len(sizes) == instances
         assert max(sizes) - min(sizes) <= 1
         assert sizes == sorted(sizes, reverse=True)
