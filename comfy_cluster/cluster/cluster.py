@@ -39,6 +39,8 @@ from comfy_cluster.transport.peer_info import PeerInfo
 logger = logging.getLogger("comfy_cluster.cluster")
 
 LARGEST_CODEC_THREAD_COUNT = 4  # PNG gains no more; ComfyUI needs the other cores
+# Two instances that lose a peer heard from it last one heartbeat apart at most; one more to spare.
+LOSS_SKEW_HEARTBEATS = 2
 
 
 class Cluster:
@@ -61,7 +63,7 @@ class Cluster:
         self._discovery = discovery
         self._state = StateMachine()
         self._membership = Membership(config)
-        self._jobs = Jobs()
+        self._jobs = Jobs(grace_seconds=LOSS_SKEW_HEARTBEATS * config.heartbeat_interval)
         self._running_jobs: set[str] = set()
         self._running_lock = threading.Lock()
         self._is_closed = False
@@ -192,6 +194,7 @@ class Cluster:
             if not self._running_jobs:
                 self._state.handle(InstanceInput.JOB_BEGAN)
             self._running_jobs.add(job_id)
+        self._jobs.begin(job_id)
 
     def _leave_job(self, job_id: str) -> None:
         with self._running_lock:
@@ -229,7 +232,8 @@ class Cluster:
         """This instance's slice of the leader's batch, cut evenly along dim 0.
 
         Followers pass None. An instance without items gets shape [0, ...]. The leader's slice is a
-        view of `batch`, and its handle is done when every follower has its own slice.
+        view of `batch`, and its handle is done when every follower that gets items has its slice;
+        empty slices are sent, but the leader waits for none of them.
         """
         collectives = self._open_collectives()
         if collectives is None:
@@ -246,8 +250,11 @@ class Cluster:
     ) -> Handle[torch.Tensor]:
         """On the leader all parts joined along dim 0, in instance order; elsewhere the own part.
 
-        `sources`: the instances whose parts are joined, and nobody else's is waited for; the same
-        on every instance. A follower's handle is done when the leader has its part.
+        `sources`: the instances whose parts are joined, and nobody else's is waited for; without it
+        all are. After a fan-out the leader passes those that got items, so that it waits for no
+        other: `batches.instances_with_items(item_count, instance_count)`. The others may call this
+        all the same: what the leader does not ask for ends with its job. A follower that passes
+        `sources` without itself sends nothing. Its handle is done when the leader has its part.
         """
         collectives = self._open_collectives()
         if collectives is None:

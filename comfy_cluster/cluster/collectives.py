@@ -74,8 +74,10 @@ class Collectives:
         if self._own_index != LEADER:
             return self._receive(call, LEADER)
         slices = batches.split(required(batch, f"the leader of the {call}"), self._count)
-        sent = [self._send(call, slices[peer], [peer]) for peer in self._peers()]
-        return all_of(sent, str(call)).then(lambda _: slices[LEADER])
+        sent = {peer: self._send(call, slices[peer], [peer]) for peer in self._peers()}
+        # An empty slice is sent too, for whoever calls fan-out there; here nobody waits for it.
+        needed = [handle for peer, handle in sent.items() if len(slices[peer])]
+        return all_of(needed, str(call)).then(lambda _: slices[LEADER])
 
     def fan_in(
         self,
@@ -128,19 +130,19 @@ class Collectives:
         job_id = call.key.job_id
         arriving = self._payloads.claim(call.key.from_source(source), peer=source)
         arriving.description = f"{call} from instance {source}"
-        self._jobs.track(job_id, arriving, peers=frozenset({source}))
+        self._jobs.track_arriving(job_id, arriving, source=source)
         # A peer that is lost while its tensor is decoded is not needed any more.
         decoded = self._payloads.decode(arriving, peer=source)
-        self._jobs.track(job_id, decoded, peers=frozenset())
-        return decoded
+        return self._jobs.explained(job_id, decoded, peers=frozenset(self._peers()))
 
     def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
         job_id = call.key.job_id
 
-        def track_transfer(peer: int, transfer: Handle[None]) -> None:
+        def track_transfer(peer: int, transfer: Handle[None]) -> Handle[None]:
             # Each by itself: a peer that has its payload may leave before the others have theirs.
             transfer.description = f"{call} to instance {peer}"
             self._jobs.track(job_id, transfer, peers=frozenset({peer}))
+            return self._jobs.explained(job_id, transfer, peers=frozenset(self._peers()))
 
         sent = self._payloads.send(
             tensor,

@@ -48,20 +48,19 @@ class Payloads:
         key: TransferKey,
         message_type: MessageType,
         is_image: bool,
-        on_transfer: Callable[[int, Handle[None]], None],
+        on_transfer: Callable[[int, Handle[None]], Handle[None]],
     ) -> Handle[None]:
         """Encodes once and sends to all `peers` at the same time; done when each has it.
 
         `tensor` must not be changed in place before that. `on_transfer(peer, handle)` is called for
-        each transfer when it begins, on a codec thread.
+        each transfer when it begins, on a codec thread, and returns the handle to wait for.
         """
         if not peers:
             return Handle.completed(None)
 
         def send_to(peer: int, payload: EncodedPayload) -> Handle[None]:
             handle = self._transport.send_buffer(peer, key, payload, message_type=message_type)
-            on_transfer(peer, handle)
-            return handle
+            return on_transfer(peer, handle)
 
         def send_encoded(payload: EncodedPayload) -> Handle[list[None]]:
             return all_of([send_to(peer, payload) for peer in sorted(peers)])

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from comfy_cluster import batches
 from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
 from comfy_cluster.errors import PeerLost, TransferCancelled, TransferError
 from comfy_cluster.runtime import build_cluster
@@ -92,6 +94,58 @@ def test_a_peer_that_leaves_is_named_by_everything_that_needs_it() -> None:
             assert "instance 2" in str(error)
         stays.fan_in(CollectiveKey("job", "3"), torch.ones(1), sources=[0, 1])
         assert without.result(WAIT).tolist() == [0, 1]
+
+
+def test_the_lost_instance_is_blamed_and_not_the_one_that_noticed_first() -> None:
+    with running_clusters(3) as (leader, survivor, lost):
+        handle = leader.all_gather(KEY, torch.zeros(1))
+        survivor.all_gather(KEY, torch.zeros(20_000_000))
+        lost.all_gather(KEY, torch.zeros(1))
+        while leader.info().peers[0].bytes_received < 100_000:
+            time.sleep(0.001)
+        survivor.end_job("job")  # what it does when it knows of the loss
+        lost.close()
+        error = handle.exception(WAIT)
+        assert isinstance(error, PeerLost) and error.peer == 2, error
+
+
+def test_a_complete_part_outlives_its_sender(pair: list[Cluster]) -> None:
+    leader, follower = pair
+    with leader.job("job"):
+        follower.fan_in(KEY, torch.ones(300_000)).result(WAIT)
+        follower.close()
+        while leader.info().connected_count > 1:
+            time.sleep(0.001)
+        assert len(leader.fan_in(KEY, torch.zeros(1)).result(WAIT)) == 300_001
+        missing = leader.fan_in(CollectiveKey("job", "2"), torch.zeros(1))
+        assert isinstance(missing.exception(WAIT), PeerLost)
+
+
+def test_a_follower_restarted_before_the_first_collective_of_a_job_is_missed() -> None:
+    leader_config, follower_config = configs(2)
+    with build_cluster(leader_config) as leader:
+        with build_cluster(follower_config):
+            leader.wait_until_ready(WAIT)
+            job = leader.job("job")
+            job.__enter__()
+        while leader.info().connected_count > 1:
+            time.sleep(0.001)
+        with build_cluster(follower_config) as restarted:
+            restarted.wait_until_ready(WAIT)
+            error = leader.fan_in(KEY, torch.zeros(1)).exception(WAIT)
+            assert isinstance(error, PeerLost) and error.peer == 1
+        job.__exit__(None, None, None)
+
+
+def test_nobody_waits_for_an_instance_without_items() -> None:
+    with running_clusters(3, min_instances=2) as (leader, follower, gone):
+        gone.close()
+        sent = leader.fan_out(KEY, torch.ones(2, 3))
+        part = follower.fan_out(KEY).result(WAIT)
+        own = sent.result(WAIT)
+        sources = batches.instances_with_items(2, 3)
+        follower.fan_in(KEY, part, sources=sources)
+        assert leader.fan_in(KEY, own, sources=sources).result(WAIT).shape == (2, 3)
 
 
 def test_a_peer_that_never_comes_ends_the_wait() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
+from comfy_cluster import errors
 from comfy_cluster.cluster import Cluster
 from comfy_cluster.cluster.ports import PeerEvent, PeerListener
 from comfy_cluster.codec.payload import EncodedPayload
@@ -213,6 +214,13 @@ class FakeTransport:
     def report(self, event: PeerEvent) -> None:
         for fn in self.listeners:
             fn(event)
+        if isinstance(event, PeerLost):  # what is complete stays, all else fails
+            text = f"instance {event.peer} was lost: {event.reason}"
+            with self._lock:
+                keys = [each for each in self.claims if each.source == event.peer]
+                claims = [self.claims.pop(key) for key in keys]
+            for claim in claims:
+                claim.set_exception(errors.PeerLost(text, peer=event.peer))
 
     def arrive(self, key: TransferKey, payload: EncodedPayload) -> None:
         data = self.damage(payload.prefix + bytes(payload.body))

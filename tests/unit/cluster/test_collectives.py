@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from comfy_cluster import batches
 from comfy_cluster.cluster import Cluster, CollectiveKey
 from comfy_cluster.config import ImagePrecision
 from comfy_cluster.errors import (
@@ -243,7 +244,7 @@ def test_a_peer_that_leaves_after_it_got_its_payload_does_not_fail_the_others() 
 
 
 def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
-    with FakeClusters(2) as joined:
+    with FakeClusters(2, heartbeat_interval=0.05) as joined:
         joined.connect_all(WAIT)
         leader, follower = joined.clusters
         key = CollectiveKey("job", "1")
@@ -261,6 +262,76 @@ def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
         sent = leader.broadcast(later, latents(1))
         follower.broadcast(later).result(WAIT)
         sent.result(WAIT)
+
+
+def test_what_had_arrived_from_a_peer_that_left_is_still_used() -> None:
+    with FakeClusters(2, heartbeat_interval=0.05) as joined:
+        joined.connect_all(WAIT)
+        leader, follower = joined.clusters
+        with leader.job("job"):
+            follower.fan_in(CollectiveKey("job", "9"), latents(1)).result(WAIT)
+            joined.network.lose(1, "left")
+            assert joined.network.flush(WAIT)
+            joined_parts = leader.fan_in(CollectiveKey("job", "9"), latents(1))
+            assert len(joined_parts.result(WAIT)) == 2
+            missing = leader.fan_in(CollectiveKey("job", "10"), latents(1))
+            with pytest.raises(PeerLost, match=r"fan-in .*instance 1 was lost: left"):
+                missing.result(WAIT)
+
+
+def test_a_peer_lost_between_the_begin_of_a_job_and_its_first_collective_is_missed() -> None:
+    with FakeClusters(2, heartbeat_interval=0.05) as joined:
+        joined.connect_all(WAIT)
+        leader = joined.clusters[0]
+        with leader.job("job"):
+            joined.network.lose(1, "restarted")
+            joined.network.connect(0, 1)
+            assert joined.network.flush(WAIT)
+            handle = leader.fan_in(CollectiveKey("job", "9"), latents(1))
+            with pytest.raises(PeerLost, match="instance 1 was lost: restarted"):
+                handle.result(WAIT)
+
+
+def test_the_lost_instance_is_blamed_and_not_the_one_that_noticed_first() -> None:
+    with FakeClusters(3) as joined:
+        joined.connect_all(WAIT)
+        key = CollectiveKey("job", "9")
+        handle = joined.clusters[0].all_gather(key, latents(1))
+        claim = joined.network.transports[0].claims[key.from_source(1)]
+        claim.set_exception(TransferCancelled("instance 1 gave up job/9", peer=1))
+        joined.network.lose(2)
+        with pytest.raises(PeerLost, match="instance 2 was lost: silent") as info:
+            handle.result(WAIT)
+        assert info.value.peer == 2
+
+
+def test_nobody_waits_for_an_instance_without_items() -> None:
+    batch = latents(2)
+    with FakeClusters(3) as joined:
+        joined.connect_all(WAIT)
+        network, (leader, first, second) = joined.network, joined.clusters
+        key = CollectiveKey("job", "9")
+        network.hold()
+        handle = leader.fan_out(key, batch)
+        assert network.wait_for_parcels(2, WAIT)
+        network.lose(2, "left")
+        assert network.flush(WAIT)
+        network.let_go()
+        assert same_bits(handle.result(WAIT), batch[:1])
+        assert same_bits(first.fan_out(key).result(WAIT), batch[1:])
+        sources = batches.instances_with_items(len(batch), 3)
+        first.fan_in(key, batch[1:])
+        second.fan_in(key, batch[2:])
+        parts = leader.fan_in(key, batch[:1], sources=sources)
+        assert same_bits(parts.result(WAIT), batch)
+
+
+def test_empty_slices_reach_whoever_asks_for_them() -> None:
+    with FakeClusters(3) as joined:
+        key = CollectiveKey("job", "9")
+        received = joined.clusters[2].fan_out(key)
+        joined.clusters[0].fan_out(key, latents(1)).result(WAIT)
+        assert len(received.result(WAIT)) == 0
 
 
 def test_cancel_cancels_the_transfers() -> None:

@@ -62,7 +62,7 @@ def test_an_admission_that_comes_with_the_cancel_is_given_back(config: ClusterCo
         key=KEY,
         message_type=MessageType.DISTRIBUTE_BUFFER_BROADCAST,
         is_image=True,
-        on_transfer=lambda peer, transfer: None,
+        on_transfer=lambda peer, transfer: transfer,
     )
     assert budget.waiting_count == 1
     assert sent.cancel()
