@@ -2,6 +2,12 @@
 
 Used by the collectives for encoded payloads: what does not fit waits its turn, and nothing is
 ever refused. Knows nothing of tensors.
+
+The limit of this: a payload keeps its bytes until its receivers have confirmed it, and who comes
+later waits behind it, whatever its receivers need first. A receiver that must have a later payload
+before it asks for an earlier one waits as long as the earlier one finds no memory there: unclaimed
+payloads get a quarter of MEMORY_BUDGET. It does not happen while payloads are smaller than that,
+or receivers ask for all that they need at once, or in the order of sending.
 """
 
 from __future__ import annotations
