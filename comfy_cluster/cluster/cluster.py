@@ -81,6 +81,7 @@ class Cluster:
             payloads=payloads,
             jobs=self._jobs,
             executor=self._pool,
+            is_connected=self._membership.is_connected,
         )
 
     # Life.

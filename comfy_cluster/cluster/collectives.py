@@ -7,7 +7,7 @@ is lost in `jobs.py`. A cluster of one never comes here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,14 @@ class Collectives:
         payloads: Payloads,
         jobs: Jobs,
         executor: Executor,
+        is_connected: Callable[[int], bool],
     ) -> None:
         self._own_index = instance_index
         self._count = instance_count
         self._payloads = payloads
         self._jobs = jobs
         self._executor = executor
+        self._is_connected = is_connected
 
     def broadcast(
         self, key: CollectiveKey, tensor: torch.Tensor | None, *, source: int, is_image: bool
@@ -75,9 +77,14 @@ class Collectives:
             return self._receive(call, LEADER)
         slices = batches.split(required(batch, f"the leader of the {call}"), self._count)
         sent = {peer: self._send(call, slices[peer], [peer]) for peer in self._peers()}
-        # An empty slice is sent too, for whoever calls fan-out there; here nobody waits for it.
-        needed = [handle for peer, handle in sent.items() if len(slices[peer])]
-        return all_of(needed, str(call)).then(lambda _: slices[LEADER])
+        # An empty slice is sent too, for whoever calls fan-out there. Whether it arrives matters to
+        # nobody here; but the job must not end, and cancel it, while it is on its way.
+        on_way = [
+            handle if len(slices[peer]) else handle.recover(_never_mind)
+            for peer, handle in sent.items()
+            if len(slices[peer]) or self._is_connected(peer)
+        ]
+        return all_of(on_way, str(call)).then(lambda _: slices[LEADER])
 
     def fan_in(
         self,
@@ -165,6 +172,10 @@ class Collectives:
                 raise LocalProtocolError(
                     f"there is no instance {instance} in a cluster of {self._count}"
                 )
+
+
+def _never_mind(_: BaseException) -> Handle[None]:
+    return Handle.completed(None)
 
 
 def _join(call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-CLOSE_TIMEOUT = 1.0  # seconds; what is called blocks nowhere
+CLOSE_TIMEOUT = 0.1  # seconds; what is called blocks nowhere
 
 
 class Grace:

@@ -97,7 +97,7 @@ def run_instance(config: ClusterConfig, *, seed: int, round_count: int) -> dict[
         for round_index in range(round_count):
             with cluster.job(f"job {round_index}"):
                 finish_round(start_round(cluster, seed=seed, round_index=round_index, rng=rng))
-            if round_index == round_count // 4:
+            if round_index == round_count // 2:
                 early = resources()
         late = resources()
         # Nobody leaves while another one still waits for it.

@@ -199,12 +199,12 @@ def start_process(index: int, ports: list[int], *, seed: int, rounds: int) -> su
     return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
-@pytest.mark.parametrize(("count", "rounds"), [(2, 40), (4, 20)])
+@pytest.mark.parametrize(("count", "rounds"), [(2, 200), (4, 60), (8, 20)])
 def test_processes_run_all_collectives_without_a_leak(count: int, rounds: int) -> None:
     ports = free_ports(count)
     processes = [start_process(index, ports, seed=7, rounds=rounds) for index in range(count)]
     try:
-        outputs = [process.communicate(timeout=WAIT * 2) for process in processes]
+        outputs = [process.communicate(timeout=WAIT * 4) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -212,8 +212,8 @@ def test_processes_run_all_collectives_without_a_leak(count: int, rounds: int) -
     for output, _ in outputs:
         found = json.loads(output)
         assert found["late"]["descriptors"] == found["early"]["descriptors"]
-        assert found["late"]["threads"] <= found["early"]["threads"] + 4  # pools that fill up
-        assert found["late"]["resident_kib"] < found["early"]["resident_kib"] + (64 << 10)
+        assert found["late"]["threads"] <= found["early"]["threads"]
+        assert found["late"]["resident_kib"] < found["early"]["resident_kib"] + (24 << 10)
         assert found["closed"]["threads"] == 1
 
 

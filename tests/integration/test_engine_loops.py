@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 
 from comfy_cluster import fastpath
 from comfy_cluster.fastpath import EVENT_INCOMING_COMPLETE, EVENT_MESSAGE, EVENT_OUTGOING_ACKED
+from tests.hostile import Target, nasty_packets
 
 pytestmark = [
     pytest.mark.integration,
@@ -151,6 +153,24 @@ def test_buffers_both_ways_arrive_exactly(pair: tuple[Side, Side]) -> None:
     first.wait_for(*[(EVENT_OUTGOING_ACKED, 1, 100 + n) for n in range(len(sizes))])
     assert [bytes(data) for data in got_there] == there
     assert [bytes(data) for data in got_back] == back
+
+
+def test_hostile_packets_in_mid_transfer_change_nothing(pair: tuple[Side, Side]) -> None:
+    """They come from the peer's own socket, between its chunks, through the loops."""
+    first, second = pair
+    rng = random.Random(6)
+    payload = rng.randbytes(10_000_000)
+    chunk_size = fastpath.chunk_size_for(1436)
+    target = Target(22, 100, -(-len(payload) // chunk_size), chunk_size)
+    nasty = nasty_packets(rng, target, count=500)
+    received = send(first, second, 100, payload)
+    for number in range(20_000):
+        with contextlib.suppress(BlockingIOError):
+            first.socket.sendto(nasty[number % len(nasty)], second.address)
+    second.wait_for((EVENT_INCOMING_COMPLETE, 0, 100))
+    assert received == payload
+    counters = second.engine.stats()
+    assert all(counters[name] for name in ("malformed", "unknown_session", "bad_chunk"))
 
 
 def test_messages_arrive_once_each(pair: tuple[Side, Side]) -> None:

@@ -86,6 +86,22 @@ def test_64_megabytes_arrive_bit_exact(
     assert_no_waste(run_scenario(engine, Scenario(1, link, (transfer,), packet_size)))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_64_megabytes_survive_any_path(engine: ModuleType, seed: int) -> None:
+    """The largest packets, so that a thousand of them carry all; the worst of each property."""
+    rng = random.Random(seed)
+    link = Link(
+        delay=rng.choice([0.0, 0.001, 0.05, 0.2]),
+        jitter=rng.choice([0.0, 0.005, 0.1]),
+        rate=rng.choice([None, 100 * MEGABIT, 1000 * MEGABIT, 10_000 * MEGABIT]),
+        queue_size=1 << 22,
+        loss=rng.choice([0.0, 0.01, 0.05, 0.2]),
+        duplication=rng.choice([0.0, 0.05, 0.2]),
+    )
+    transfer = Transfer(0, 1, buffer_id=7, size=64 << 20, prefix_size=64)
+    assert_no_waste(run_scenario(engine, Scenario(seed, link, (transfer,), 65_507)))
+
+
 @pytest.mark.parametrize("megabits", [1.0, 10.0, 100.0, 1000.0])
 @pytest.mark.parametrize("delay", [0.0001, 0.005, 0.05])
 def test_clean_link_is_filled(engine: ModuleType, megabits: float, delay: float) -> None:
