@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator
 from types import TracebackType
 
@@ -39,6 +40,7 @@ from comfy_cluster.transport.peer_info import PeerInfo
 logger = logging.getLogger("comfy_cluster.cluster")
 
 LARGEST_CODEC_THREAD_COUNT = 4  # PNG gains no more; ComfyUI needs the other cores
+CLOSE_TIMEOUT = 2.0  # seconds in all; what an ending process may be kept waiting
 # Two instances that lose a peer heard from it last one heartbeat apart at most; one more to spare.
 LOSS_SKEW_HEARTBEATS = 2
 
@@ -105,7 +107,8 @@ class Cluster:
             raise
 
     def close(self) -> None:
-        """Leaves the cluster; every handle that is waited for fails. Twice is fine."""
+        """Leaves the cluster within two seconds; every waiting handle fails. Twice is fine."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
         self._is_closed = True
         reason = "the cluster was closed on this instance"
         self._jobs.close(reason)
@@ -115,7 +118,7 @@ class Cluster:
             self._discovery.close()
         if self._transport is not None:
             self._transport.close()
-        self._pool.close()
+        self._pool.close(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> Cluster:
         self.start()
