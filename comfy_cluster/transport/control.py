@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from comfy_cluster.transport.engine_threads import EngineThreads
 from comfy_cluster.transport.wakeup import WakeUp
 
-STOP_TIMEOUT = 0.5  # seconds; a turn takes milliseconds
+STOP_TIMEOUT = 0.8  # seconds; SETTLE_TIMEOUT and a few turns, on a machine that is busy
 SETTLE_TIMEOUT = 0.2  # seconds at the end for answers to what was said last; a few round trips
 
 Command = Callable[[float], object]
