@@ -165,6 +165,13 @@ class PacketEngine:
         """Send `prefix`, then `body`, as one buffer; the memory of `body` is read until it is
         closed. EVENT_OUTGOING_ACKED follows once every chunk is acknowledged."""
 
+    def open_relay(self, peer: int, buffer_id: int, source_id: int, *, chunk_size: int) -> None:
+        """Pass on to `peer` what incoming buffer `source_id` receives, as it arrives without gaps.
+
+        Otherwise as `open_outgoing`. The relay holds on to the memory: the source may be closed,
+        and once it was complete the relay still ends. Raises ValueError when no such buffer is
+        being received."""
+
     def close_outgoing(self, buffer_id: int) -> None:
         """Stop sending. When it returns the memory is no longer read. Unknown ids are ignored."""
 

@@ -12,6 +12,9 @@ cdef struct OutgoingBuffer:
     const uint8_t* body
     Bitmap acked
     uint32_t next_chunk
+    uint32_t available_chunks     # a relay's grow as its source arrives
+    IncomingBuffer* source        # what a relay passes on, while that is open
+    OutgoingBuffer* next_relay    # of the same source
     uint32_t tracked_count        # entries of the peer's SentPackets that point here
     PeerFlow* flow
     OutgoingBuffer* next_sending  # the peer's queue of buffers with unsent chunks
@@ -23,6 +26,8 @@ cdef struct IncomingBuffer:
     uint64_t size
     uint8_t* destination
     Bitmap received
+    OutgoingBuffer* relays
+    uint32_t prefix_chunks        # as far as relays were told
     PeerFlow* flow
     IncomingBuffer* next_open     # the peer's open buffers
 
@@ -56,6 +61,63 @@ cdef inline int incoming_place(
         return 0
     memcpy(buffer.destination + start, data, size)
     return 1
+
+
+cdef inline bint outgoing_has_unsent(const OutgoingBuffer* buffer) noexcept nogil:
+    return buffer.next_chunk < buffer.available_chunks
+
+
+cdef inline uint64_t incoming_contiguous_size(IncomingBuffer* buffer) noexcept nogil:
+    cdef uint64_t size
+    while bitmap_has(&buffer.received, buffer.prefix_chunks):
+        buffer.prefix_chunks += 1
+    size = <uint64_t>buffer.prefix_chunks * buffer.chunk_size
+    return size if size < buffer.size else buffer.size
+
+
+cdef inline void incoming_add_relay(IncomingBuffer* buffer, OutgoingBuffer* relay) noexcept nogil:
+    cdef OutgoingBuffer** link = &buffer.relays
+    while link[0] != NULL:
+        link = &link[0].next_relay
+    link[0] = relay
+    relay.next_relay = NULL
+    relay.source = buffer
+
+
+cdef void incoming_forget_relays(IncomingBuffer* buffer) noexcept nogil:
+    while buffer.relays != NULL:
+        buffer.relays.source = NULL
+        buffer.relays = buffer.relays.next_relay
+
+
+cdef void outgoing_forget_source(OutgoingBuffer* buffer) noexcept nogil:
+    cdef OutgoingBuffer** link
+    if buffer.source == NULL:
+        return
+    link = &buffer.source.relays
+    while link[0] != buffer:
+        link = &link[0].next_relay
+    link[0] = buffer.next_relay
+    buffer.source = NULL
+
+
+cdef OutgoingBuffer* outgoing_new(
+    uint64_t buffer_id, const uint8_t* prefix, uint64_t prefix_size, const uint8_t* body,
+    uint64_t size, int64_t chunk_size
+) noexcept nogil:
+    cdef OutgoingBuffer* buffer = <OutgoingBuffer*>calloc(1, sizeof(OutgoingBuffer))
+    if buffer == NULL:
+        return NULL
+    if not bitmap_init(&buffer.acked, <uint32_t>chunk_count_of(size, <uint32_t>chunk_size)):
+        free(buffer)
+        return NULL
+    buffer.buffer_id = buffer_id
+    buffer.chunk_size = <uint32_t>chunk_size
+    buffer.size = size
+    buffer.prefix = prefix
+    buffer.prefix_size = prefix_size
+    buffer.body = body
+    return buffer
 
 
 cdef inline void outgoing_free(OutgoingBuffer* buffer) noexcept nogil:

@@ -128,15 +128,20 @@ cdef bint engine_add_flow(EngineState* engine, PeerFlow* flow) noexcept nogil:
 
 
 cdef void engine_link_outgoing(
-    EngineState* engine, PeerFlow* flow, OutgoingBuffer* buffer
+    EngineState* engine, PeerFlow* flow, OutgoingBuffer* buffer, IncomingBuffer* source
 ) noexcept nogil:
+    # A relay has a `source`, from which its bytes are still arriving.
     buffer.flow = flow
     buffer.next_open = engine.outgoing
     engine.outgoing = buffer
-    if buffer.acked.chunk_count:
-        flow_append_sending(flow, buffer)
-    else:
+    if not buffer.acked.chunk_count:
         engine_add_event(engine, C_EVENT_OUTGOING_ACKED, flow.index, buffer.buffer_id)
+    elif source != NULL:
+        incoming_add_relay(source, buffer)
+        flow_on_source_progress(flow, buffer, incoming_contiguous_size(source))
+    else:
+        buffer.available_chunks = buffer.acked.chunk_count
+        flow_append_sending(flow, buffer)
 
 
 cdef void engine_link_incoming(
@@ -156,6 +161,7 @@ cdef void engine_unlink_outgoing(EngineState* engine, OutgoingBuffer* buffer) no
     while link[0] != buffer:
         link = &link[0].next_open
     link[0] = buffer.next_open
+    outgoing_forget_source(buffer)
     outgoing_free(buffer)
 
 
@@ -166,6 +172,7 @@ cdef void engine_unlink_incoming(IncomingBuffer* buffer) noexcept nogil:
     link[0] = buffer.next_open
     if not bitmap_is_complete(&buffer.received):
         buffer.flow.incomplete_count -= 1
+    incoming_forget_relays(buffer)
     incoming_free(buffer)
 
 
@@ -238,6 +245,14 @@ cdef bint engine_add_message_event(
 
 # Packets in
 
+cdef void engine_on_progress(IncomingBuffer* buffer) noexcept nogil:
+    cdef uint64_t size = incoming_contiguous_size(buffer)
+    cdef OutgoingBuffer* relay = buffer.relays
+    while relay != NULL:
+        flow_on_source_progress(relay.flow, relay, size)
+        relay = relay.next_relay
+
+
 cdef bint engine_receive_chunk(
     EngineState* engine, PeerFlow* flow, int64_t counter, const uint8_t* payload, size_t size,
     double now
@@ -263,6 +278,8 @@ cdef bint engine_receive_chunk(
     is_complete = bitmap_is_complete(&buffer.received)
     if placed:
         flow.chunks_received += 1
+        if buffer.relays != NULL:
+            engine_on_progress(buffer)
         if is_complete:
             flow.incomplete_count -= 1
             engine_add_event(engine, C_EVENT_INCOMING_COMPLETE, flow.index, buffer.buffer_id)

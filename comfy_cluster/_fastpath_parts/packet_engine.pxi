@@ -221,23 +221,17 @@ cdef class PacketEngine:
         check_layout(size, chunk_size, self._largest_chunk(peer))
         if buffer_id in self._outgoing_pins:
             raise ValueError(f"buffer {buffer_id} is being sent already")
-        buffer = <OutgoingBuffer*>calloc(1, sizeof(OutgoingBuffer))
-        if buffer == NULL or not bitmap_init(
-            &buffer.acked, <uint32_t>chunk_count_of(size, <uint32_t>chunk_size)
-        ):
-            free(buffer)
+        buffer = outgoing_new(
+            buffer_id, <const uint8_t*>PyBytes_AS_STRING(prefix), len(prefix),
+            <const uint8_t*>pin.view.buf, size, chunk_size,
+        )
+        if buffer == NULL:
             raise MemoryError
-        buffer.buffer_id = buffer_id
-        buffer.chunk_size = <uint32_t>chunk_size
-        buffer.size = size
-        buffer.prefix = <const uint8_t*>PyBytes_AS_STRING(prefix)
-        buffer.prefix_size = len(prefix)
-        buffer.body = <const uint8_t*>pin.view.buf
         self._outgoing_pins[buffer_id] = (peer, prefix, pin)
         self._lock()
         flow = engine_find_flow(&self.state, peer)
         if flow != NULL:
-            engine_link_outgoing(&self.state, flow, buffer)
+            engine_link_outgoing(&self.state, flow, buffer, NULL)
         loop_wake_sender(&self.loops)
         loop_signal_events(&self.state, &self.loops)
         self._unlock()
@@ -245,6 +239,44 @@ cdef class PacketEngine:
             outgoing_free(buffer)
             self._outgoing_pins.pop(buffer_id, None)
             raise ValueError(f"peer {peer} is not connected")
+
+    def open_relay(
+        self, int32_t peer, uint64_t buffer_id, uint64_t source_id, *, int64_t chunk_size
+    ):
+        cdef int64_t largest_chunk = self._largest_chunk(peer)
+        cdef _Pin pin = self._incoming_pins.get(source_id, (None, None))[1]
+        cdef IncomingBuffer* source
+        cdef OutgoingBuffer* buffer
+        cdef PeerFlow* flow
+        cdef uint64_t size = 0
+        self._lock()
+        source = engine_find_incoming(&self.state, source_id) if pin is not None else NULL
+        if source != NULL:
+            size = source.size
+        self._unlock()
+        if source == NULL:
+            raise ValueError(f"buffer {source_id} is not being received")
+        check_layout(size, chunk_size, largest_chunk)
+        if buffer_id in self._outgoing_pins:
+            raise ValueError(f"buffer {buffer_id} is being sent already")
+        buffer = outgoing_new(
+            buffer_id, NULL, 0, <const uint8_t*>pin.view.buf, size, chunk_size
+        )
+        if buffer == NULL:
+            raise MemoryError
+        self._outgoing_pins[buffer_id] = (peer, b"", pin)
+        self._lock()
+        source = engine_find_incoming(&self.state, source_id)
+        flow = engine_find_flow(&self.state, peer)
+        if flow != NULL and source != NULL:
+            engine_link_outgoing(&self.state, flow, buffer, source)
+        loop_wake_sender(&self.loops)
+        loop_signal_events(&self.state, &self.loops)
+        self._unlock()
+        if flow == NULL or source == NULL:
+            outgoing_free(buffer)
+            self._outgoing_pins.pop(buffer_id, None)
+            raise ValueError(f"peer {peer} or buffer {source_id} went away")
 
     def close_outgoing(self, uint64_t buffer_id):
         cdef OutgoingBuffer* buffer

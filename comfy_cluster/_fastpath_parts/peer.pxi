@@ -320,9 +320,20 @@ cdef inline OutgoingBuffer* flow_next_chunk(PeerFlow* flow, uint32_t* chunk_inde
     buffer = flow.sending_head
     chunk_index[0] = buffer.next_chunk
     buffer.next_chunk += 1
-    if buffer.next_chunk == buffer.acked.chunk_count:
+    if not outgoing_has_unsent(buffer):
         flow_pop_sending(flow)
     return buffer
+
+
+cdef inline void flow_on_source_progress(
+    PeerFlow* flow, OutgoingBuffer* buffer, uint64_t size
+) noexcept nogil:
+    cdef bint was_waiting = not outgoing_has_unsent(buffer)
+    buffer.available_chunks = <uint32_t>(size // buffer.chunk_size)
+    if size == buffer.size:
+        buffer.available_chunks = buffer.acked.chunk_count
+    if was_waiting and outgoing_has_unsent(buffer):
+        flow_append_sending(flow, buffer)
 
 
 cdef inline void flow_end_turn(PeerFlow* flow) noexcept nogil:

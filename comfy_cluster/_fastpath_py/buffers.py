@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .bitmap import ChunkBitmap
+
+if TYPE_CHECKING:
+    from .peer import PeerFlow
 
 
 def chunk_count_of(size: int, chunk_size: int) -> int:
@@ -26,6 +31,7 @@ class OutgoingBuffer:
         self.size = len(prefix) + len(body)
         self.acked = ChunkBitmap(chunk_count_of(self.size, chunk_size))
         self.next_chunk = 0
+        self.available_chunks = self.chunk_count  # a relay's grow as its source arrives
         self.is_closed = False
         self._prefix = prefix
         self._body = body
@@ -46,6 +52,16 @@ class OutgoingBuffer:
             self._body[max(start - split, 0) : max(end - split, 0)]
         )
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a chunk that was never sent may go."""
+        return self.next_chunk < self.available_chunks
+
+    def set_available(self, size: int) -> None:
+        """Let go out what lies in the first `size` bytes."""
+        is_whole = size == self.size
+        self.available_chunks = self.chunk_count if is_whole else size // self.chunk_size
+
     def close(self) -> None:
         """Let go of the memory."""
         self.is_closed = True
@@ -63,11 +79,23 @@ class IncomingBuffer:
         self.size = size
         self.chunk_size = chunk_size
         self.received = ChunkBitmap(chunk_count_of(size, chunk_size))
+        self.relays: dict[int, tuple[PeerFlow, OutgoingBuffer]] = {}
+        self._prefix_chunks = 0
         self._destination = destination
 
     @property
     def is_complete(self) -> bool:
         return self.received.is_complete
+
+    @property
+    def memory(self) -> memoryview:
+        return self._destination[: self.size]
+
+    def contiguous_size(self) -> int:
+        """Return how many bytes from the start on have arrived without a gap."""
+        while self._prefix_chunks in self.received:
+            self._prefix_chunks += 1
+        return min(self._prefix_chunks * self.chunk_size, self.size)
 
     def place(self, chunk_index: int, total_chunks: int, chunk_size: int, data: bytes) -> int:
         """Put a chunk where it belongs. Return 1 when it was new, 0 for a duplicate, -1 when it
@@ -85,5 +113,6 @@ class IncomingBuffer:
         return 1
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Let go of the memory; relays keep theirs."""
+        self.relays.clear()
         self._destination = memoryview(b"")

@@ -137,6 +137,7 @@ class PacketEngine:
         del self._sessions[flow.local_session]
         for buffer_id, (owner, buffer) in list(self._outgoing.items()):
             if owner is flow:
+                self._forget_relay(buffer_id)
                 buffer.close()
                 del self._outgoing[buffer_id]
         for buffer_id, incoming in flow.incoming.items():
@@ -178,11 +179,34 @@ class PacketEngine:
             else:
                 self._events.append((EVENT_OUTGOING_ACKED, peer, buffer_id))
 
+    def open_relay(self, peer: int, buffer_id: int, source_id: int, *, chunk_size: int) -> None:
+        with self._lock:
+            flow = self._peer(peer)
+            source = self._incoming.get(source_id)
+            if source is None:
+                raise ValueError(f"buffer {source_id} is not being received")
+            check_layout(source.size, chunk_size, chunk_size_for(flow.packet_size))
+            if buffer_id in self._outgoing:
+                raise ValueError(f"buffer {buffer_id} is being sent already")
+            buffer = OutgoingBuffer(buffer_id, b"", source.memory, chunk_size)
+            self._outgoing[buffer_id] = (flow, buffer)
+            if not buffer.chunk_count:
+                self._events.append((EVENT_OUTGOING_ACKED, peer, buffer_id))
+                return
+            buffer.available_chunks = 0
+            source.relays[buffer_id] = (flow, buffer)
+            flow.on_source_progress(buffer, source.contiguous_size())
+
     def close_outgoing(self, buffer_id: int) -> None:
         with self._lock:
             flow, buffer = self._outgoing.pop(buffer_id, (None, None))
             if flow is not None and buffer is not None:
+                self._forget_relay(buffer_id)
                 flow.close_outgoing(buffer)
+
+    def _forget_relay(self, buffer_id: int) -> None:
+        for source in self._incoming.values():
+            source.relays.pop(buffer_id, None)
 
     def open_incoming(
         self, peer: int, buffer_id: int, destination: object, *, size: int, chunk_size: int
@@ -293,6 +317,10 @@ class PacketEngine:
             return False
         if placed:
             flow.chunks_received += 1
+            if buffer.relays:
+                size = buffer.contiguous_size()
+                for relay_flow, relay in buffer.relays.values():
+                    relay_flow.on_source_progress(relay, size)
             if buffer.is_complete:
                 self._events.append((EVENT_INCOMING_COMPLETE, flow.index, buffer_id))
         else:

@@ -171,9 +171,16 @@ class PeerFlow:
         buffer = self.sending[0]
         chunk_index = buffer.next_chunk
         buffer.next_chunk += 1
-        if buffer.next_chunk == buffer.chunk_count:
+        if not buffer.has_unsent:
             self.sending.popleft()
         return buffer, chunk_index
+
+    def on_source_progress(self, buffer: OutgoingBuffer, size: int) -> None:
+        """The first `size` bytes of what `buffer` relays have arrived."""
+        was_waiting = not buffer.has_unsent
+        buffer.set_available(size)
+        if was_waiting and buffer.has_unsent:
+            self.sending.append(buffer)
 
     def end_turn(self) -> None:
         """Let the next buffer have its share."""

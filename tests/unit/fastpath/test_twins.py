@@ -147,6 +147,15 @@ class Theatre:
         self.pair.call("open_incoming", peer, 10**6, bytearray(4), size=5, chunk_size=5)
         self.pair.call("open_incoming", peer, 10**6, bytearray(4), size=-1, chunk_size=5)
 
+    def open_relay(self) -> None:
+        """Pass on one of the buffers, to the other pair or to a peer that answers nothing."""
+        rng = self.rng
+        peer, source_id = rng.choice([0, 1, 2, 3]), rng.randrange(self.next_buffer_id + 1)
+        buffer_id = self.next_buffer_id
+        self.next_buffer_id += 1
+        for pair in self.pairs:
+            pair.call("open_relay", peer, buffer_id, source_id, chunk_size=rng.randrange(1, 1200))
+
     def close_one(self) -> None:
         name = self.rng.choice(["close_outgoing", "close_incoming"])
         self.pair.call(name, self.rng.randrange(self.next_buffer_id + 1))
@@ -230,6 +239,7 @@ class Theatre:
         rare = [
             self.open_transfer,
             self.open_transfer,
+            self.open_relay,
             self.send_something,
             self.close_one,
             self.take_events,
