@@ -10,14 +10,21 @@ import hashlib
 import itertools
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, TypeVar
 
 from comfy_cluster import protocol
 from comfy_cluster.errors import ClusterError
-from comfy_cluster.protocol import BufferArrived, Endpoint, Event, ProtocolSettings
+from comfy_cluster.protocol import (
+    BufferArrived,
+    Endpoint,
+    Event,
+    ProtocolSettings,
+    RelayEnded,
+    RelayLate,
+)
 from comfy_cluster.wire import MessageType, TransferKey
 from tests.simnet import Address, Link, SimNetwork
 
@@ -66,7 +73,10 @@ class Memory:
 
 
 class CoreInstance:
-    """One run of one instance; verifies, confirms and releases each buffer as it arrives."""
+    """One run of one instance; verifies, confirms and releases each buffer as it arrives.
+
+    What it is handed it overwrites as soon as it may, as users of a tensor do.
+    """
 
     def __init__(
         self, module: ModuleType, settings: ProtocolSettings, rng: random.Random, now: float
@@ -82,6 +92,8 @@ class CoreInstance:
         self.arrival_order: list[str] = []
         self.rejections = 0  # so many buffers are still to be called damaged
         self.is_releasing = True
+        self.is_rejecting: Callable[[BufferArrived], bool] = lambda event: False
+        self.lent: dict[int, Any] = {}  # memory of buffers that are still relayed
         for peer in range(settings.instance_count):
             if peer != settings.instance_index:
                 self.endpoint.add_member(peer, address_of(peer), now)
@@ -104,18 +116,46 @@ class CoreInstance:
         self.endpoint.handle_engine_events(now)
         self.endpoint.handle_timers(now)
         while (event := self.endpoint.next_event()) is not None:
+            if isinstance(event, RelayEnded):
+                self._use(self.lent.pop(event.buffer_id))
+                self._release(event.buffer_id, now)
+            elif isinstance(event, RelayLate):  # its user has a copy
+                del self.lent[event.buffer_id]
+                self._release(event.buffer_id, now)
             if not isinstance(event, BufferArrived):
                 self.events.append((now, event))
                 continue
             self.events.append((now, replace(event, memory=b"")))
-            is_right = self._verify(event, now)
-            buffer_id, event = event.buffer_id, None  # the memory must be gone before the release
-            if is_right and self.is_releasing:
-                self.endpoint.release_buffer(buffer_id, now)
+            buffer_id, is_mine = event.buffer_id, self._take(event, now)
+            del event  # the memory must be gone before the release
+            if is_mine:
+                self._release(buffer_id, now)
+
+    def _take(self, event: BufferArrived, now: float) -> bool:
+        """True: it is right, and nobody else reads it."""
+        if not self._verify(event, now):
+            return False
+        if self.endpoint.is_relaying(event.buffer_id):
+            self.lent[event.buffer_id] = event.memory
+            return False
+        self._use(event.memory)
+        return True
+
+    def _use(self, memory: Any) -> None:
+        """What a user of the tensor may do with it."""
+        memory[:] = bytes(len(memory))
+
+    def _release(self, buffer_id: int, now: float) -> None:
+        if self.is_releasing:
+            self.endpoint.release_buffer(buffer_id, now)
 
     def _verify(self, event: BufferArrived, now: float) -> bool:
         content = bytes(memoryview(event.memory)[: event.size])
-        if self.rejections or hashlib.md5(content).digest() != event.digest:
+        if (
+            self.rejections
+            or self.is_rejecting(event)
+            or hashlib.md5(content).digest() != event.digest
+        ):
             self.rejections = max(0, self.rejections - 1)
             self.endpoint.reject_buffer(event.buffer_id, "the digest differs", now)
             return False
@@ -194,6 +234,19 @@ class CoreCluster:
             Payload(content[:split], content[split:]),
             digest=hashlib.md5(content).digest(),
             message_type=MessageType.DISTRIBUTE_BUFFER_FANIN,
+            now=self.now,
+        )
+
+    def send_chain(
+        self, source: int, targets: Sequence[int], name: str, content: bytes, job: str = "job"
+    ) -> dict[int, int]:
+        split = min(64, len(content))
+        return self.instances[source].endpoint.send_chain(
+            targets,
+            key_of(name, source, job),
+            Payload(content[:split], content[split:]),
+            digest=hashlib.md5(content).digest(),
+            message_type=MessageType.DISTRIBUTE_BUFFER_BROADCAST,
             now=self.now,
         )
 

@@ -4,7 +4,8 @@ No socket, thread, clock or torch in here. Used by `transport/`, through `Endpoi
 above see the events only. Where to look: `endpoint.py` routes, `dispatch.py` receives;
 `handshake.py`, `connections.py` and `liveness.py` are about peers; `outbox.py`, `inbox.py`,
 `courier.py` and `messages.py` about messages; `outgoing_*.py`, `incoming_*.py`, `claims.py` and
-`budget.py` about buffers.
+`budget.py` about buffers; `chains.py`, `relays.py` and `incoming_routes.py` about payloads that
+receivers send on.
 """
 
 from comfy_cluster.protocol.endpoint import Endpoint
@@ -21,6 +22,8 @@ from comfy_cluster.protocol.events import (
     PeerConnected,
     PeerLost,
     PeerRefused,
+    RelayEnded,
+    RelayLate,
 )
 from comfy_cluster.protocol.outgoing_buffer import PayloadParts
 from comfy_cluster.protocol.settings import ProtocolSettings
@@ -45,4 +48,6 @@ __all__ = [
     "PeerRefused",
     "ProtocolSettings",
     "ProtocolStats",
+    "RelayEnded",
+    "RelayLate",
 ]

@@ -13,6 +13,7 @@ from comfy_cluster.fastpath import (
     EVENT_MESSAGE,
 )
 from comfy_cluster.protocol import events
+from comfy_cluster.protocol.chains import Chains
 from comfy_cluster.protocol.connections import Connections
 from comfy_cluster.protocol.courier import Courier
 from comfy_cluster.protocol.engine_port import EnginePort
@@ -35,6 +36,7 @@ from comfy_cluster.wire import (
     Goodbye,
     Message,
     MessageType,
+    Route,
 )
 
 logger = logging.getLogger("comfy_cluster.protocol")
@@ -53,6 +55,7 @@ class Dispatch:
         courier: Courier,
         incoming: IncomingBuffers,
         outgoing: OutgoingBuffers,
+        chains: Chains,
         stats: ProtocolStats,
         emit: Callable[[events.Event], None],
     ) -> None:
@@ -62,6 +65,7 @@ class Dispatch:
         self._courier = courier
         self._incoming = incoming
         self._outgoing = outgoing
+        self._chains = chains
         self._stats = stats
         self._emit = emit
         self._receivers: dict[MessageType, Callable[[Peer, Message, float], None]] = {
@@ -152,24 +156,38 @@ class Dispatch:
         is_message = message.message_type is MessageType.MESSAGE_BUFFER
         if is_message and announcement.size > LARGEST_MESSAGE_BUFFER:
             raise RemoteProtocolError(f"a message of {announcement.size} bytes")
+        route = announcement.route
+        if route is not None and self._is_circular(announcement.key.source, route):
+            raise RemoteProtocolError("a route that leads back")
+        if route is not None and is_message:
+            raise RemoteProtocolError("a message with a route")
         self._incoming.on_announcement(peer.index, message.message_type, announcement, now)
 
     def _on_accept(self, peer: Peer, message: Message, now: float) -> None:
         self._outgoing.on_accept(peer.index, BufferAccept.parse(message.payload), now)
 
+    def _is_circular(self, origin: int, route: Route) -> bool:
+        return self._instance_index in (origin, *route.relay_to) or origin in route.relay_to
+
     def _on_done(self, peer: Peer, message: Message, now: float) -> None:
-        self._outgoing.on_done(peer.index, BufferDone.parse(message.payload), now)
+        done = BufferDone.parse(message.payload)
+        self._sender_of(done.buffer_id).on_done(peer.index, done, now)
 
     def _on_failed(self, peer: Peer, message: Message, now: float) -> None:
-        self._outgoing.on_failed(peer.index, BufferFailed.parse(message.payload), now)
+        failed = BufferFailed.parse(message.payload)
+        self._sender_of(failed.buffer_id).on_failed(peer.index, failed, now)
 
     def _on_cancel(self, peer: Peer, message: Message, now: float) -> None:
         """Either side may cancel: the id tells whose buffer it is."""
         cancel = BufferCancel.parse(message.payload)
         if cancel.buffer_id >> 48 == self._instance_index:
-            self._outgoing.on_cancel(peer.index, cancel, now)
+            self._sender_of(cancel.buffer_id).on_cancel(peer.index, cancel, now)
         else:
             self._incoming.on_cancel(peer.index, cancel, now)
+
+    def _sender_of(self, name: int) -> OutgoingBuffers | Chains:
+        """Receivers name one transfer, or the payload of a route."""
+        return self._chains if name in self._chains else self._outgoing
 
     def on_message_buffer(self, buffer: IncomingBuffer, now: float) -> None:
         """A large message is complete."""
@@ -203,6 +221,10 @@ class Dispatch:
             self._outgoing.on_transfer_timer(subject, now)
         elif kind is TimerKind.UNCLAIMED:
             self._incoming.on_unclaimed_timer(subject, now)
+        elif kind is TimerKind.RELAY:
+            self._incoming.on_relay_timer(subject, now)
+        elif kind is TimerKind.REROUTE:
+            self._chains.on_reroute_timer(subject, now)
         elif not self._connections.is_connected(subject.source):
             text = f"instance {subject.source} is not connected, which should send {subject}"
             self._incoming.on_claim_timer(subject, PeerLost(text, peer=subject.source))

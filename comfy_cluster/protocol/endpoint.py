@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from comfy_cluster.errors import (
@@ -23,6 +23,7 @@ from comfy_cluster.errors import (
 from comfy_cluster.protocol import events
 from comfy_cluster.protocol.budget import IncomingBudget, OutgoingBudget
 from comfy_cluster.protocol.buffer_replies import BufferReplies
+from comfy_cluster.protocol.chains import Chains
 from comfy_cluster.protocol.claims import Claims
 from comfy_cluster.protocol.connections import Connections
 from comfy_cluster.protocol.courier import Courier
@@ -34,6 +35,7 @@ from comfy_cluster.protocol.messages import UserMessages
 from comfy_cluster.protocol.outgoing_buffer import OutgoingPayload, PayloadParts
 from comfy_cluster.protocol.outgoing_buffers import OutgoingBuffers
 from comfy_cluster.protocol.peers import Peer
+from comfy_cluster.protocol.relays import Relays
 from comfy_cluster.protocol.settings import ProtocolSettings
 from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
 from comfy_cluster.protocol.timers import Timers
@@ -88,6 +90,7 @@ class Endpoint:
             stats=self.stats,
             packet_size_to=self._connections.packet_size_to,
         )
+        self._chains = self._new_chains()
         self._messages = UserMessages(
             settings.instance_index,
             courier=self._courier,
@@ -96,15 +99,16 @@ class Endpoint:
             emit=self._events.append,
         )
         self._incoming = self._new_incoming(engine, allocate)
-        self._dispatch = Dispatch(
-            settings.instance_index,
-            engine=engine,
-            connections=self._connections,
-            courier=self._courier,
-            incoming=self._incoming,
+        self._dispatch = self._new_dispatch(engine)
+
+    def _new_chains(self) -> Chains:
+        return Chains(
             outgoing=self._outgoing,
+            courier=self._courier,
+            timers=self._timers,
             stats=self.stats,
-            emit=self._events.append,
+            is_connected=self.is_connected,
+            listener=self,
         )
 
     def _new_incoming(
@@ -113,14 +117,35 @@ class Endpoint:
         budget = IncomingBudget(self.settings.memory_budget // 2)
         timers = self._timers
         store = IncomingStore(budget=budget, engine=engine, timers=timers, allocate=allocate)
+        replies = BufferReplies(self._courier, self.stats)
+        self._relays = Relays(
+            outgoing=self._outgoing,
+            replies=replies,
+            stats=self.stats,
+            is_connected=self.is_connected,
+        )
         return IncomingBuffers(
             store=store,
             claims=Claims(timers, connection_timeout=self.settings.message_timeout),
-            replies=BufferReplies(self._courier, self.stats),
+            replies=replies,
+            relays=self._relays,
             engine=engine,
             stats=self.stats,
             emit=self._events.append,
             on_message_buffer=lambda buffer, now: self._dispatch.on_message_buffer(buffer, now),
+        )
+
+    def _new_dispatch(self, engine: EnginePort) -> Dispatch:
+        return Dispatch(
+            self.settings.instance_index,
+            engine=engine,
+            connections=self._connections,
+            courier=self._courier,
+            incoming=self._incoming,
+            outgoing=self._outgoing,
+            chains=self._chains,
+            stats=self.stats,
+            emit=self._events.append,
         )
 
     # Members
@@ -194,21 +219,49 @@ class Endpoint:
         `digest` is the xxh3_128 of the payload, whose memory is read until then. Raises
         LocalProtocolError.
         """
-        self._check_open()
-        if message_type not in BUFFER_TYPES:
-            raise LocalProtocolError(f"{message_type.name} does not announce a buffer")
-        if peer not in self._connections.peers:
-            raise LocalProtocolError(f"instance {peer} is not a peer of this instance")
-        if key.source != self.settings.instance_index:
-            raise LocalProtocolError(f"{key} cannot be sent by {self.settings.instance_index}")
+        self._check_sendable([peer], key, message_type)
         owned = OutgoingPayload(payload.prefix, payload.body, digest)
         return self._outgoing.send(
             peer, key, owned, message_type=message_type, listener=self, now=now
         )
 
+    def send_chain(
+        self,
+        peers: Sequence[int],
+        key: TransferKey,
+        payload: PayloadParts,
+        *,
+        digest: bytes,
+        message_type: MessageType,
+        now: float,
+    ) -> dict[int, int]:
+        """Send one payload to several peers, each of which sends it on to the next while it
+        arrives; return their transfer ids, for each of which one event follows as after
+        `send_buffer`. A peer that drops out costs the others nothing but time."""
+        self._check_sendable(peers, key, message_type)
+        owned = OutgoingPayload(payload.prefix, payload.body, digest)
+        return self._chains.send(peers, key, owned, message_type=message_type, now=now)
+
+    def _check_sendable(
+        self, peers: Sequence[int], key: TransferKey, message_type: MessageType
+    ) -> None:
+        self._check_open()
+        if message_type not in BUFFER_TYPES:
+            raise LocalProtocolError(f"{message_type.name} does not announce a buffer")
+        for peer in peers:
+            if peer not in self._connections.peers or peers.count(peer) > 1:
+                raise LocalProtocolError(
+                    f"instance {peer} is not a peer of this instance, or twice"
+                )
+        if key.source != self.settings.instance_index:
+            raise LocalProtocolError(f"{key} cannot be sent by {self.settings.instance_index}")
+
     def cancel_buffer(self, buffer_id: int, now: float) -> bool:
         """Give a transfer up: it ends in BufferFailed(TransferCancelled). False: it is over."""
-        return self._outgoing.cancel(buffer_id, "cancelled by the sender", now)
+        text = "cancelled by the sender"
+        return self._outgoing.cancel(buffer_id, text, now) or self._chains.cancel(
+            buffer_id, text, now
+        )
 
     # Transfers, receiving side
 
@@ -225,6 +278,10 @@ class Endpoint:
         """The digest of an arrived buffer matches. False: the buffer is gone."""
         return self._incoming.confirm(buffer_id, now)
 
+    def is_relaying(self, buffer_id: int) -> bool:
+        """Whether the memory of a confirmed buffer is still read: RelayEnded follows then."""
+        return self._incoming.is_relaying(buffer_id)
+
     def reject_buffer(self, buffer_id: int, reason: str, now: float) -> bool:
         """The digest does not match: let go of the memory; it is sent once more.
 
@@ -239,6 +296,7 @@ class Endpoint:
     def end_job(self, job_id: str, now: float) -> None:
         """Cancel the job's transfers, drop its unclaimed buffers, refuse those that still come."""
         self._outgoing.end_job(job_id, now)
+        self._chains.end_job(job_id, now)
         self._incoming.end_job(job_id, now)
 
     # Driving
@@ -275,7 +333,8 @@ class Endpoint:
         self._is_closed = True
         error = TransferCancelled("this instance is closing")
         self._outgoing.close(error, now)
-        self._incoming.close(error)
+        self._chains.close(error, now)
+        self._incoming.close(error, now)
         goodbye = Goodbye("the instance was closed").pack()
         for peer in self._connections.peers.values():
             peer.outbox.on_lost(error, now)
@@ -294,6 +353,7 @@ class Endpoint:
 
     def on_lost(self, peer: Peer, error: PeerLost, now: float) -> None:
         self._outgoing.on_lost(peer.index, error, now)
+        self._chains.on_lost(peer.index, error, now)
         self._incoming.on_lost(peer.index, error, now)
 
     def on_transfer_done(self, transfer_id: int, now: float) -> None:

@@ -75,15 +75,30 @@ class BufferArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayEnded:
+    """The memory of a confirmed buffer is no longer read: it may be changed from now on."""
+
+    buffer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLate:
+    """The memory of a confirmed buffer will be read for longer than a user should be kept waiting;
+    `RelayEnded` follows when that is over."""
+
+    buffer_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class BufferSent:
-    """The receiver confirmed the digest; `buffer_id` is what `send_buffer` returned."""
+    """The receiver confirmed the digest; `buffer_id` is what `send_buffer` or `send_chain` gave."""
 
     buffer_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class BufferFailed:
-    """`buffer_id` is what `send_buffer` returned."""
+    """`buffer_id` is what `send_buffer` or `send_chain` gave."""
 
     buffer_id: int
     error: ClusterError
@@ -110,6 +125,8 @@ Event = (
     | MessageDelivered
     | MessageFailed
     | BufferArrived
+    | RelayEnded
+    | RelayLate
     | BufferSent
     | BufferFailed
     | IncomingFailed

@@ -29,7 +29,13 @@ class IncomingBuffer:
     state: IncomingState = IncomingState.QUEUED
     memory: Buffer | None = None
     is_orphan: bool = False
-    """Its connection is over: what arrived damaged does not come again."""
+    """Its source is lost: what arrived damaged does not come again."""
+    is_to_relay: bool = False
+    """Others are behind this instance on its route, and count on it."""
+    is_released: bool = False
+    """The layer above is done with it; the memory is still relayed."""
+    successor: tuple[int, BufferAnnouncement] | None = None
+    """The same payload, announced by this peer over a newer route while this is verified."""
 
     @property
     def buffer_id(self) -> int:
@@ -38,6 +44,11 @@ class IncomingBuffer:
     @property
     def key(self) -> TransferKey:
         return self.announcement.key
+
+    @property
+    def is_second_hand(self) -> bool:
+        """It does not come from its source itself."""
+        return self.peer != self.key.source
 
     @property
     def size(self) -> int:

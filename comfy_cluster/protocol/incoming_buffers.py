@@ -5,6 +5,8 @@ given the memory, and the sender is told to send. The layer above is handed the 
 verifies its digest, and confirms or rejects it; a confirmed one holds its share of the budget until
 it is released. An arrived buffer that nobody claims expires, and a later claim of its key fails;
 the others end with their peer's connection, with their job, or by a cancel of the sender.
+A buffer that came over a route is sent on meanwhile (`relays.py`), and may come by another route
+if one breaks (`incoming_routes.py`): its claim fails only when its source is lost or gives it up.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from comfy_cluster.protocol.buffer_replies import BufferReplies
 from comfy_cluster.protocol.claims import Claims
 from comfy_cluster.protocol.engine_port import EnginePort
 from comfy_cluster.protocol.incoming_buffer import IncomingBuffer, IncomingState
+from comfy_cluster.protocol.incoming_routes import IncomingRoutes
 from comfy_cluster.protocol.incoming_store import (
     LARGEST_EXPIRED,
     UNCLAIMED_TIMEOUT,
     IncomingStore,
 )
 from comfy_cluster.protocol.recent import RecentSet
+from comfy_cluster.protocol.relays import Relays
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.wire import (
     LARGEST_ATTEMPT,
@@ -36,7 +40,7 @@ from comfy_cluster.wire import (
 
 logger = logging.getLogger("comfy_cluster.protocol")
 
-ARRIVED, HELD = IncomingState.ARRIVED, IncomingState.HELD
+QUEUED, ARRIVED, HELD = IncomingState.QUEUED, IncomingState.ARRIVED, IncomingState.HELD
 
 
 class IncomingBuffers:
@@ -48,6 +52,7 @@ class IncomingBuffers:
         store: IncomingStore,
         claims: Claims,
         replies: BufferReplies,
+        relays: Relays,
         engine: EnginePort,
         stats: ProtocolStats,
         emit: Callable[[events.Event], None],
@@ -56,6 +61,9 @@ class IncomingBuffers:
         self._store = store
         self._claims = claims
         self._replies = replies
+        self._relays = relays
+        self._relays.on_over = self._on_relay_over
+        self._routes = IncomingRoutes(replies)
         self._engine = engine
         self._stats = stats
         self._emit = emit
@@ -71,14 +79,22 @@ class IncomingBuffers:
     ) -> None:
         buffer_id, key = announcement.buffer_id, announcement.key
         is_message = message_type is MessageType.MESSAGE_BUFFER
-        is_foreign = buffer_id >> 48 != peer or key.source != peer
+        route = announcement.route
+        owner = buffer_id if route is None else route.payload_id
+        is_foreign = buffer_id >> 48 != peer or key.source != owner >> 48
         if is_foreign or buffer_id in self._store:
             self._stats.messages_malformed += 1
         elif buffer_id in self._cancelled_early:
             self._cancelled_early.discard(buffer_id)
+        elif self._routes.is_answered(peer, announcement, now):
+            pass
         elif key.job_id in self._ended_jobs and not is_message:
-            self._replies.cancel(peer, buffer_id, f"job {key.job_id} has ended there", now)
+            self._replies.cancel(peer, announcement, f"job {key.job_id} has ended there", now)
         else:
+            older = None if route is None else self._routes.get(route.payload_id)
+            if older is not None:
+                self._replies.leave(older.peer, older.buffer_id, "it comes another way", now)
+                self._remove(older, now)
             is_claimed = is_message or key in self._claims
             self._take_on(peer, message_type, announcement, is_claimed=is_claimed, now=now)
 
@@ -99,10 +115,11 @@ class IncomingBuffers:
             text = "too many buffers are there that nobody asked for"
         if text:
             code = FailureCode.TOO_MANY
-            self._replies.refuse(peer, announcement.buffer_id, code, text, now)
+            self._replies.refuse(peer, announcement, code, text, now)
         else:
             self._expired.discard(announcement.key)
             buffer = self._store.add(peer, message_type, announcement, is_claimed=is_claimed)
+            self._routes.add(buffer)
             self._begin(buffer, now)
 
     def _begin(self, buffer: IncomingBuffer, now: float) -> None:
@@ -110,6 +127,8 @@ class IncomingBuffers:
         if payload is None:
             self._store.queue.add(buffer)
             self.admit(now)
+            if buffer.state is QUEUED and buffer.is_to_relay:
+                self._store.set_relay_timer(buffer, now)
         elif self._has_memory(buffer, now) and buffer.memory is not None:
             memoryview(buffer.memory).cast("B")[: buffer.size] = payload
             self._on_arrived(buffer, now)
@@ -123,24 +142,38 @@ class IncomingBuffers:
             self.admit(now)
 
     def on_cancel(self, peer: int, cancel: BufferCancel, now: float) -> None:
-        """The sender gave the buffer up."""
-        buffer = self._store.get(cancel.buffer_id)
-        if buffer is None and cancel.buffer_id >> 48 == peer:
-            self._cancelled_early.add(cancel.buffer_id)  # its announcement may still come
-        elif buffer is not None and buffer.peer == peer and buffer.state is not HELD:
+        """The sender gave the buffer up; or its origin, by the name of the payload."""
+        name = cancel.buffer_id
+        buffer = self._store.get(name) or self._routes.get(name)
+        if buffer is None:
+            if name >> 48 == peer:  # its announcement may still come
+                self._cancelled_early.add(name)
+                self._routes.on_given_up(name)
+        elif buffer.state is HELD:
+            return
+        elif buffer.peer == peer and buffer.is_second_hand:
+            if buffer.state is not ARRIVED:  # complete, it needs nobody
+                self._remove(buffer, now)
+        elif peer in (buffer.peer, buffer.key.source):
+            if buffer.is_second_hand:
+                text = "its origin gave it up"
+                self._replies.leave(buffer.peer, buffer.buffer_id, text, now)
             text = f"instance {peer} gave up {buffer.key}: {cancel.reason or 'no reason given'}"
-            self._fail(buffer, TransferCancelled(text, peer=peer))
-            self.admit(now)
+            self._fail(buffer, TransferCancelled(text, peer=peer), now)
+        self.admit(now)
 
     def on_lost(self, peer: int, error: ClusterError, now: float) -> None:
-        """What is complete stays; all else of this peer, and claims for it, fail."""
+        """What is complete stays; all else from this peer, and claims for it, fail."""
         for buffer in self._store.in_states(*IncomingState):
-            if buffer.peer != peer:
-                continue
+            is_source = buffer.key.source == peer
             if buffer.state in (ARRIVED, HELD):
-                buffer.is_orphan = True
-            else:
-                self._fail(buffer, error)
+                buffer.is_orphan |= is_source
+            elif is_source:
+                self._replies.leave(buffer.peer, buffer.buffer_id, "its source is lost", now)
+                self._fail(buffer, error, now)
+            elif buffer.peer == peer:  # the origin finds another route
+                self._remove(buffer, now)
+                self._replies.report(buffer.announcement, FailureCode.ROUTE_LOST, now)
         for key in self._claims.of_source(peer):
             if not self._store.has_key(key):
                 self._fail_claim(key, error)
@@ -173,9 +206,15 @@ class IncomingBuffers:
             return False
         buffer.state = HELD
         self._engine.close_incoming(buffer_id)
-        self._replies.done(buffer.peer, buffer_id, now)
+        self._routes.on_verified(buffer, now)
         self._store.set_unclaimed_timer(buffer, now)
+        if self.is_relaying(buffer_id):
+            self._store.set_relay_timer(buffer, now)
         return True
+
+    def is_relaying(self, buffer_id: int) -> bool:
+        """Whether the memory of a confirmed buffer is still read, and must not be changed."""
+        return self._relays.is_under_way(buffer_id)
 
     def reject(self, buffer_id: int, reason: str, now: float) -> bool:
         """The digest does not match: the sender sends it once more, if it can.
@@ -185,14 +224,18 @@ class IncomingBuffers:
         buffer = self._store.get(buffer_id, ARRIVED)
         if buffer is None:
             return False
-        self._replies.corrupt(buffer.peer, buffer_id, reason, now)
+        self._replies.corrupt(buffer.peer, buffer.announcement, reason, now)
         attempt = buffer.announcement.attempt
-        if attempt < LARGEST_ATTEMPT and not buffer.is_orphan:
-            self._store.remove(buffer)
+        if buffer.successor is not None:
+            self._remove(buffer, now)
+            announced = (buffer.successor[0], buffer.message_type, buffer.successor[1])
+            self._take_on(*announced, is_claimed=buffer.key in self._claims, now=now)
+        elif attempt < LARGEST_ATTEMPT and not buffer.is_orphan:
+            self._remove(buffer, now)
         else:
             gone = ", and its sender is gone" if buffer.is_orphan else ""
             text = f"{buffer.key} arrived damaged (attempt {attempt}{gone}): {reason}"
-            self._fail(buffer, CorruptPayload(text))
+            self._fail(buffer, CorruptPayload(text), now)
         self.admit(now)
         return True
 
@@ -202,10 +245,12 @@ class IncomingBuffers:
         if buffer is None:
             return False
         if buffer.state is ARRIVED:
-            self._replies.cancel(buffer.peer, buffer_id, "it is not wanted any more", now)
-        self._store.remove(buffer)
-        if not self._store.has_key(buffer.key):
-            self._claims.discard(buffer.key)
+            text = "it is not wanted any more"
+            self._replies.cancel(buffer.peer, buffer.announcement, text, now)
+        if buffer.state is HELD and self.is_relaying(buffer_id):
+            buffer.is_released = True  # the memory is still read
+        else:
+            self._forget(buffer, now)
         self.admit(now)
         return True
 
@@ -220,19 +265,19 @@ class IncomingBuffers:
                 continue
             if buffer.state is not HELD:
                 text = f"job {job_id} has ended there"
-                self._replies.cancel(buffer.peer, buffer.buffer_id, text, now)
-                self._fail(buffer, error)
+                self._replies.cancel(buffer.peer, buffer.announcement, text, now)
+                self._fail(buffer, error, now)
             elif not buffer.is_claimed:
-                self._fail(buffer, error)
+                self._fail(buffer, error, now)
         for key in self._claims.of_job(job_id):
             if not self._store.has_key(key):
                 self._fail_claim(key, error)
         self.admit(now)
 
-    def close(self, error: ClusterError) -> None:
+    def close(self, error: ClusterError, now: float) -> None:
         """Everything fails, whatever its state; peers are told by GOODBYE."""
         for buffer in self._store.in_states(*IncomingState):
-            self._fail(buffer, error)
+            self._fail(buffer, error, now)
         for key in self._claims.all():
             self._fail_claim(key, error)
 
@@ -250,10 +295,32 @@ class IncomingBuffers:
         self._stats.buffers_expired += 1
         error = _expiry_of(buffer.key)
         logger.warning("! %d %s", buffer.peer, error)
-        self._fail(buffer, error)
+        self._fail(buffer, error, now)
         if not self._store.has_key(buffer.key):
             self._expired.add(buffer.key)
         self.admit(now)
+
+    def on_relay_timer(self, buffer_id: int, now: float) -> None:
+        """Others wait here for a relay, or elsewhere for what this instance should relay."""
+        buffer = self._store.get(buffer_id, QUEUED, HELD)
+        if buffer is None:
+            return
+        if buffer.state is QUEUED and buffer.is_claimed:  # it gets memory by itself
+            self._store.set_relay_timer(buffer, now)
+        elif buffer.state is QUEUED:
+            self._relays.refuse(buffer, now)
+        elif self.is_relaying(buffer_id) and self._relays.is_accepted(buffer_id):
+            self._emit(events.RelayLate(buffer_id))
+        elif self.is_relaying(buffer_id):
+            self._relays.end(buffer, now)
+            self._on_relay_over(buffer, now)
+
+    def _on_relay_over(self, buffer: IncomingBuffer, now: float) -> None:
+        if buffer.is_released:
+            self._forget(buffer, now)
+            self.admit(now)
+        elif buffer.state is HELD:
+            self._emit(events.RelayEnded(buffer.buffer_id))
 
     # Memory
 
@@ -262,6 +329,7 @@ class IncomingBuffers:
         while (buffer := self._store.queue.pop_next()) is not None:
             if self._has_memory(buffer, now) and self._is_opened(buffer, now):
                 self._replies.accept(buffer.peer, buffer.buffer_id, now)
+                self._relays.begin(buffer, now)
 
     def _has_memory(self, buffer: IncomingBuffer, now: float) -> bool:
         """Give the buffer its memory; it fails when there is none."""
@@ -291,8 +359,8 @@ class IncomingBuffers:
     def _refuse_for_memory(self, buffer: IncomingBuffer, now: float) -> None:
         text = f"there is no memory for the {buffer.size} bytes of {buffer.key}"
         code = FailureCode.NO_MEMORY
-        self._replies.refuse(buffer.peer, buffer.buffer_id, code, text, now)
-        self._fail(buffer, TransferCancelled(text, peer=buffer.peer))
+        self._replies.refuse(buffer.peer, buffer.announcement, code, text, now)
+        self._fail(buffer, TransferCancelled(text, peer=buffer.key.source), now)
 
     def _on_arrived(self, buffer: IncomingBuffer, now: float) -> None:
         buffer.state = ARRIVED
@@ -316,17 +384,28 @@ class IncomingBuffers:
 
     # Ends
 
-    def _fail(self, buffer: IncomingBuffer, error: ClusterError) -> None:
+    def _fail(self, buffer: IncomingBuffer, error: ClusterError, now: float) -> None:
         """Forget a buffer, and tell the layer above if it waits for it or has seen it."""
         was_seen = buffer.state in (ARRIVED, HELD) and buffer.memory is not None
-        self._store.remove(buffer)
         if buffer.is_message:
+            self._remove(buffer, now)
             return
+        self._forget(buffer, now)
+        if (was_seen or buffer.is_claimed) and not buffer.is_released:
+            buffer_id = buffer.buffer_id if was_seen else None
+            self._emit(events.IncomingFailed(buffer.key, buffer.key.source, error, buffer_id))
+
+    def _forget(self, buffer: IncomingBuffer, now: float) -> None:
+        """Let go of a buffer and, if no other one has its key, of who waits for it."""
+        self._remove(buffer, now)
         if not self._store.has_key(buffer.key):
             self._claims.discard(buffer.key)
-        if was_seen or buffer.is_claimed:
-            buffer_id = buffer.buffer_id if was_seen else None
-            self._emit(events.IncomingFailed(buffer.key, buffer.peer, error, buffer_id))
+
+    def _remove(self, buffer: IncomingBuffer, now: float) -> None:
+        """Let go of a buffer in any state; who waits for its key still does."""
+        self._relays.end(buffer, now)
+        self._routes.remove(buffer)
+        self._store.remove(buffer)
 
     def _fail_claim(self, key: TransferKey, error: ClusterError) -> None:
         self._claims.discard(key)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # video may be hours apart, and the sender was told that all is well. The budget bounds the memory
 # meanwhile, and `end_job` frees it: this is for what an aborted job leaves.
 UNCLAIMED_TIMEOUT = 21_600.0
+# Seconds that others are kept waiting for a relay: those behind an instance that has no memory yet,
+# and who waits here for a payload that is still read. Relays lag by a round trip, so few do.
+RELAY_GRACE = 0.25
 LARGEST_UNCLAIMED = 4_096  # buffers of one peer that nobody asked for; the next ones are refused
 LARGEST_EXPIRED = 16_384  # keys of expired buffers that are remembered; a few megabytes
 
@@ -79,6 +82,7 @@ class IncomingStore:
     ) -> IncomingBuffer:
         self._count += 1
         buffer = IncomingBuffer(peer, message_type, announcement, self._count, is_claimed)
+        buffer.is_to_relay = announcement.route is not None and bool(announcement.route.relay_to)
         self._buffers[buffer.buffer_id] = buffer
         self._by_key.setdefault(buffer.key, {})[buffer.buffer_id] = buffer
         self._unclaimed_counts[peer] += not is_claimed
@@ -113,8 +117,13 @@ class IncomingStore:
         else:
             self._timers.cancel(TimerKind.UNCLAIMED, buffer.buffer_id)
 
+    def set_relay_timer(self, buffer: IncomingBuffer, now: float) -> None:
+        """For a buffer whose relay waits: for memory here, or for the next instance."""
+        self._timers.set(TimerKind.RELAY, buffer.buffer_id, now + RELAY_GRACE)
+
     def remove(self, buffer: IncomingBuffer) -> None:
         """Forget a buffer in any state; the engine touches its memory no more after this."""
+        self._timers.cancel(TimerKind.RELAY, buffer.buffer_id)
         del self._buffers[buffer.buffer_id]
         self._unclaimed_counts[buffer.peer] -= not buffer.is_claimed
         same_key = self._by_key[buffer.key]

@@ -7,7 +7,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from comfy_cluster.errors import ClusterError, LocalProtocolError
-from comfy_cluster.wire import DIGEST_SIZE, LARGEST_BUFFER, MessageType, TransferKey
+from comfy_cluster.protocol.engine_port import EnginePort
+from comfy_cluster.wire import DIGEST_SIZE, LARGEST_BUFFER, MessageType, Route, TransferKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,8 +43,35 @@ class OutgoingPayload:
     def size(self) -> int:
         return len(self.prefix) + memoryview(self.body).nbytes
 
-    def to_bytes(self) -> bytes:
-        return self.prefix + memoryview(self.body).cast("B")
+    @property
+    def budget_size(self) -> int:
+        return self.size
+
+    def inline_payload(self, largest: int) -> bytes | None:
+        return self.prefix + memoryview(self.body).cast("B") if self.size <= largest else None
+
+    def open(self, engine: EnginePort, peer: int, buffer_id: int, chunk_size: int) -> None:
+        engine.open_outgoing(peer, buffer_id, self.prefix, self.body, chunk_size=chunk_size)
+
+
+class Sendable(Protocol):
+    """What an outgoing buffer brings to its peer: memory of this instance, or what it receives."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def digest(self) -> bytes: ...
+
+    @property
+    def budget_size(self) -> int:
+        """Bytes of the outgoing budget that it takes while it is sent."""
+
+    def inline_payload(self, largest: int) -> bytes | None:
+        """All of it, if it may travel inside of an announcement and is not larger than that."""
+
+    def open(self, engine: EnginePort, peer: int, buffer_id: int, chunk_size: int) -> None:
+        """Have the engine send it."""
 
 
 class TransferListener(Protocol):
@@ -69,10 +97,15 @@ class OutgoingBuffer:
     peer: int
     key: TransferKey
     message_type: MessageType
-    payload: OutgoingPayload
-    size: int
+    payload: Sendable
     listener: TransferListener
     state: OutgoingState = OutgoingState.WAITING
+    route: Route | None = None
+    """It is one hop of a payload's way over several instances: others see to what fails."""
     attempt: int = 1
     chunk_size: int = 0
     announcement_id: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.payload.size

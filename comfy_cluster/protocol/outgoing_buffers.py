@@ -29,8 +29,8 @@ from comfy_cluster.protocol.courier import Courier
 from comfy_cluster.protocol.engine_port import EnginePort
 from comfy_cluster.protocol.outgoing_buffer import (
     OutgoingBuffer,
-    OutgoingPayload,
     OutgoingState,
+    Sendable,
     TransferListener,
 )
 from comfy_cluster.protocol.settings import ProtocolSettings
@@ -45,6 +45,7 @@ from comfy_cluster.wire import (
     BufferFailed,
     FailureCode,
     MessageType,
+    Route,
     TransferKey,
 )
 
@@ -91,17 +92,20 @@ class OutgoingBuffers:
         self,
         peer: int,
         key: TransferKey,
-        payload: OutgoingPayload,
+        payload: Sendable,
         *,
         message_type: MessageType,
         listener: TransferListener,
         now: float,
+        route: Route | None = None,
+        attempt: int = 1,
     ) -> int:
         """Begin a transfer; return its id."""
-        buffer_id = self._new_buffer_id()
+        buffer_id = self.new_buffer_id()
         buffer = OutgoingBuffer(
-            buffer_id, buffer_id, peer, key, message_type, payload, payload.size, listener
+            buffer_id, buffer_id, peer, key, message_type, payload, listener, route=route
         )
+        buffer.attempt = attempt
         self._transfers[buffer_id] = self._by_buffer_id[buffer_id] = buffer
         if self._packet_size_to(peer):
             self._announce(buffer, now)
@@ -122,12 +126,16 @@ class OutgoingBuffers:
         return True
 
     def end_job(self, job_id: str, now: float) -> None:
+        """Hops of a route do not end with it: what began them decides."""
         for buffer in list(self._transfers.values()):
-            if (
-                buffer.key.job_id == job_id
-                and buffer.message_type is not MessageType.MESSAGE_BUFFER
-            ):
+            is_message = buffer.message_type is MessageType.MESSAGE_BUFFER
+            if buffer.key.job_id == job_id and not is_message and buffer.route is None:
                 self.cancel(buffer.transfer_id, f"job {job_id} has ended", now)
+
+    def is_accepted(self, transfer_id: int) -> bool:
+        """Whether the receiver has memory for it, and it is sent or soon will be."""
+        state = self._transfers[transfer_id].state
+        return state in (OutgoingState.ACCEPTED, OutgoingState.SENDING)
 
     # Connections
 
@@ -169,9 +177,12 @@ class OutgoingBuffers:
 
     def _inline_announcement(self, buffer: OutgoingBuffer) -> bytes | None:
         """The announcement with the payload inside, if that fits one packet."""
-        if buffer.size > LARGEST_INLINE:
+        if buffer.route is not None:
             return None
-        packed = self._announcement(buffer, buffer.payload.to_bytes())
+        payload = buffer.payload.inline_payload(LARGEST_INLINE)
+        if payload is None:
+            return None
+        packed = self._announcement(buffer, payload)
         return packed if len(packed) <= MESSAGE_PAYLOAD_LIMIT - _ENVELOPE else None
 
     def _announcement(self, buffer: OutgoingBuffer, inline_payload: bytes | None) -> bytes:
@@ -183,6 +194,7 @@ class OutgoingBuffers:
             key=buffer.key,
             inline_payload=inline_payload,
             attempt=buffer.attempt,
+            route=buffer.route,
         ).pack()
 
     def on_message_delivered(self, message_id: int, now: float) -> None:
@@ -206,6 +218,9 @@ class OutgoingBuffers:
             buffer.state = OutgoingState.ACCEPTED
             self._accepted.append(buffer)
             self._send_accepted()
+            if buffer.state is OutgoingState.ACCEPTED and not buffer.payload.budget_size:
+                self._accepted.remove(buffer)  # what takes no budget waits for none
+                self._open(buffer)
 
     def on_done(self, peer: int, done: BufferDone, now: float) -> None:
         buffer = self._of_peer(peer, done.buffer_id)
@@ -223,7 +238,7 @@ class OutgoingBuffers:
         text = f"instance {peer} could not take {buffer.key}: {failed.reason or failed.code.name}"
         if failed.code is not FailureCode.CORRUPT:
             self._fail(buffer, TransferError(text, peer=peer), now)
-        elif buffer.attempt < LARGEST_ATTEMPT:
+        elif buffer.attempt < LARGEST_ATTEMPT and buffer.route is None:
             self._send_again(buffer, now)
         else:
             self._fail(buffer, CorruptPayload(f"{text} ({buffer.attempt} times)"), now)
@@ -243,22 +258,18 @@ class OutgoingBuffers:
         self._forget(buffer, now)
         self._send_accepted()
         buffer.attempt += 1
-        buffer.buffer_id = self._new_buffer_id()
+        buffer.buffer_id = self.new_buffer_id()
         self._transfers[buffer.transfer_id] = self._by_buffer_id[buffer.buffer_id] = buffer
         self._announce(buffer, now)
 
     def _send_accepted(self) -> None:
-        while self._accepted and self._budget.has_room(self._accepted[0].size):
-            buffer = self._accepted.popleft()
-            self._budget.take(buffer.size)
-            buffer.state = OutgoingState.SENDING
-            self._engine.open_outgoing(
-                buffer.peer,
-                buffer.buffer_id,
-                buffer.payload.prefix,
-                buffer.payload.body,
-                chunk_size=buffer.chunk_size,
-            )
+        while self._accepted and self._budget.has_room(self._accepted[0].payload.budget_size):
+            self._open(self._accepted.popleft())
+
+    def _open(self, buffer: OutgoingBuffer) -> None:
+        self._budget.take(buffer.payload.budget_size)
+        buffer.state = OutgoingState.SENDING
+        buffer.payload.open(self._engine, buffer.peer, buffer.buffer_id, buffer.chunk_size)
 
     # Ends
 
@@ -283,7 +294,7 @@ class OutgoingBuffers:
             self._accepted.remove(buffer)
         elif buffer.state is OutgoingState.SENDING:
             self._engine.close_outgoing(buffer.buffer_id)
-            self._budget.give_back(buffer.size)
+            self._budget.give_back(buffer.payload.budget_size)
         buffer.state = OutgoingState.WAITING
 
     def _end_announcement(self, buffer: OutgoingBuffer, now: float) -> None:
@@ -291,7 +302,8 @@ class OutgoingBuffers:
         if self._announcements.pop(buffer.announcement_id, None) is not None:
             self._courier.cancel(buffer.peer, buffer.announcement_id, now)
 
-    def _new_buffer_id(self) -> int:
+    def new_buffer_id(self) -> int:
+        """An id that no other buffer of the cluster has."""
         while True:
             self._id_counter = (self._id_counter + 1) & ((1 << 48) - 1)
             buffer_id = self._id_base | self._id_counter

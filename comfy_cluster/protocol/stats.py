@@ -45,6 +45,10 @@ class ProtocolStats:
     """Announcements answered with a failure: too many wait, or no memory."""
     buffers_expired: int = 0
     """Arrived buffers that nobody came for."""
+    buffers_relayed: int = 0
+    """Incoming buffers that the next instance of their route received from here."""
+    routes_broken: int = 0
+    """How often receivers of a payload of this instance needed another route."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ class TimerKind(Enum):
     MESSAGE = "send a message again, or give it up; subject: (peer, message id)"
     TRANSFER = "a transfer waited too long for a connection; subject: its id"
     CLAIM = "a claim waited too long for a connection; subject: the key"
+    REROUTE = "what a route did not bring is sent by another one; subject: the payload's id"
+    RELAY = "a buffer waited long enough to be relayed; subject: its id"
     UNCLAIMED = "nobody came for an arrived buffer; subject: its id"
 
 

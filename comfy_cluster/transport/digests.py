@@ -1,4 +1,5 @@
-"""A few threads that read payloads to the last byte: digests of outgoing ones, checks of incoming.
+"""A few threads that read payloads to the last byte: digests of outgoing ones, checks and copies of
+incoming ones.
 
 A digest of 400 MB takes 50 ms, so neither the caller nor the control thread makes it. xxhash works
 without the GIL. Used by `transport.py`.
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from comfy_cluster.codec.payload import EncodedPayload, digest_of
+from comfy_cluster.transport.memory import allocate
 
 THREAD_COUNT = 2  # one for each direction: more only compete with the engine for memory bandwidth
 # Bytes up to which the digest is made at once: it takes 10 us, handing it over takes longer.
@@ -64,6 +66,11 @@ class DigestPool:
         else:
             self._submit(lambda: on_verified(digest_of(data) == digest))
 
+    def copy(self, data: memoryview, on_copied: Callable[[memoryview | None], object]) -> None:
+        """Calls `on_copied(copy)` on a thread of the pool, or None if there is no memory for it;
+        never after `close`."""
+        self._submit(lambda: on_copied(_copy_of(data)))
+
     def close(self) -> bool:
         """Ends the threads; False if one did not end in time. Calling it twice is fine."""
         with self._lock:
@@ -94,3 +101,12 @@ class DigestPool:
                 del job  # it holds a payload, and the next one may be long in coming
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             self._on_failure(error)
+
+
+def _copy_of(data: memoryview) -> memoryview | None:
+    try:
+        copied = allocate(len(data))[: len(data)]
+    except MemoryError:
+        return None
+    copied[:] = data
+    return copied

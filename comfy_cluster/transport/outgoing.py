@@ -5,6 +5,8 @@ Lives on the control thread. What is sent how, the protocol core knows. Used by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.errors import ClusterError
 from comfy_cluster.protocol import Endpoint
@@ -84,6 +86,32 @@ class OutgoingHandles:
         except ClusterError as error:
             handle.set_exception(error)
             return
+        self._track(buffer_id, handle)
+
+    def send_chain(
+        self,
+        handles: Mapping[int, Handle[None]],
+        key: TransferKey,
+        payload: EncodedPayload,
+        *,
+        digest: bytes,
+        message_type: MessageType,
+        now: float,
+    ) -> None:
+        """To the peers of `handles`, in their order."""
+        peers = [peer for peer, handle in handles.items() if not handle.done()]
+        try:
+            transfers = self._endpoint.send_chain(
+                peers, key, payload, digest=digest, message_type=message_type, now=now
+            )
+        except ClusterError as error:
+            for handle in handles.values():
+                handle.set_exception(error)
+            return
+        for peer, buffer_id in transfers.items():
+            self._track(buffer_id, handles[peer])
+
+    def _track(self, buffer_id: int, handle: Handle[None]) -> None:
         self._buffers[buffer_id] = handle
         self._buffer_ids[handle] = buffer_id
 

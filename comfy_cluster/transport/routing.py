@@ -62,5 +62,9 @@ class EventRouter:
             self._incoming.on_arrived(event)
         elif isinstance(event, events.IncomingFailed):
             self._incoming.on_failed(event)
+        elif isinstance(event, events.RelayEnded):
+            self._incoming.on_relay_ended(event.buffer_id)
+        elif isinstance(event, events.RelayLate):
+            self._incoming.on_relay_late(event.buffer_id)
         else:
             self._listeners.on_peer_event(event)

@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -215,13 +215,7 @@ class Transport:
         names another source than this instance.
         """
         parts = self._running()
-        self._check_peer(peer)
-        if key.source != self._config.instance_index:
-            raise LocalProtocolError(f"instance {self._config.instance_index} cannot send {key}")
-        handle: Handle[None] = self._new_handle(
-            f"{key} to instance {peer}",
-            on_cancel=lambda now: parts.outgoing.cancel_buffer(handle, now),
-        )
+        handle = self._new_transfer(peer, key)
 
         def send(digest: bytes) -> None:
             parts.control.post(
@@ -231,6 +225,41 @@ class Transport:
             )
 
         parts.digests.digest(payload, send)
+        return handle
+
+    def send_chain(
+        self,
+        peers: Sequence[int],
+        key: TransferKey,
+        payload: EncodedPayload,
+        *,
+        message_type: MessageType,
+    ) -> dict[int, Handle[None]]:
+        """Like `send_buffer` to each of `peers`, but sent once: each sends it on to the next one
+        while it arrives. A peer that drops out fails its own handle only."""
+        parts = self._running()
+        handles = {peer: self._new_transfer(peer, key) for peer in peers}
+
+        def send(digest: bytes) -> None:
+            parts.control.post(
+                lambda now: parts.outgoing.send_chain(
+                    handles, key, payload, digest=digest, message_type=message_type, now=now
+                )
+            )
+
+        parts.digests.digest(payload, send)
+        return dict(handles)
+
+    def _new_transfer(self, peer: int, key: TransferKey) -> Handle[None]:
+        """The handle of a payload to `peer`. Raises LocalProtocolError."""
+        parts = self._running()
+        self._check_peer(peer)
+        if key.source != self._config.instance_index:
+            raise LocalProtocolError(f"instance {self._config.instance_index} cannot send {key}")
+        handle: Handle[None] = self._new_handle(
+            f"{key} to instance {peer}",
+            on_cancel=lambda now: parts.outgoing.cancel_buffer(handle, now),
+        )
         return handle
 
     def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:

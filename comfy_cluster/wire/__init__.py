@@ -26,6 +26,7 @@ from comfy_cluster.wire.message import (
     Message,
     MessageType,
 )
+from comfy_cluster.wire.route import LARGEST_RELAY, Route
 from comfy_cluster.wire.transfer_key import LONGEST_KEY_TEXT, TransferKey
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "LARGEST_ATTEMPT",
     "LARGEST_BUFFER",
     "LARGEST_MESSAGE_PAYLOAD",
+    "LARGEST_RELAY",
     "LONGEST_KEY_TEXT",
     "PROTOCOL_TYPES",
     "PROTOCOL_VERSION",
@@ -50,5 +52,6 @@ __all__ = [
     "InstanceRole",
     "Message",
     "MessageType",
+    "Route",
     "TransferKey",
 ]

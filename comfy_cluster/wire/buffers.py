@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from comfy_cluster.wire import bounds, transfer_key
+from comfy_cluster.errors import LocalProtocolError
+from comfy_cluster.wire import bounds, route, transfer_key
 from comfy_cluster.wire import messages_pb2 as pb
+from comfy_cluster.wire.route import Route
 from comfy_cluster.wire.transfer_key import TransferKey
 
 DIGEST_SIZE = 16  # xxh3_128
@@ -21,6 +23,8 @@ class FailureCode(IntEnum):
     CORRUPT = 1
     TOO_MANY = 2
     NO_MEMORY = 3
+    NOT_RELAYED = 4
+    ROUTE_LOST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,16 @@ class BufferAnnouncement:
     inline_payload: bytes | None = None
     attempt: int = 1
     """Counts up when a payload is sent again because its digest did not match."""
+    route: Route | None = None
+    """Of a payload that goes over several instances; it is never inline."""
 
     def __post_init__(self) -> None:
         bounds.check_range("buffer_id", self.buffer_id, 1, bounds.LARGEST_U64)
         bounds.check_range("size of the buffer", self.size, 0, LARGEST_BUFFER)
         bounds.check_size("digest", self.digest, DIGEST_SIZE)
         bounds.check_range("attempt", self.attempt, 1, LARGEST_ATTEMPT)
+        if self.route is not None and self.inline_payload is not None:
+            raise LocalProtocolError("a payload with a route is never inline")
         if self.inline_payload is not None:
             bounds.check_range("chunk_size of an inline payload", self.chunk_size, 0, 0)
             bounds.check_size("inline payload", self.inline_payload, self.size)
@@ -64,12 +72,15 @@ class BufferAnnouncement:
         )
         if self.inline_payload is not None:
             message.inline_payload = self.inline_payload
+        if self.route is not None:
+            message.route.CopyFrom(route.to_protobuf(self.route))
         return message.SerializeToString()
 
     @classmethod
     def parse(cls, data: bytes) -> BufferAnnouncement:
         message = bounds.decode(pb.BufferAnnouncement, data)
         is_inline = message.HasField("inline_payload")
+        has_route = message.HasField("route")
         with bounds.parsing_of("buffer announcement"):
             return cls(
                 buffer_id=message.buffer_id,
@@ -79,6 +90,7 @@ class BufferAnnouncement:
                 key=transfer_key.from_protobuf(message.key),
                 inline_payload=message.inline_payload if is_inline else None,
                 attempt=message.attempt,
+                route=route.from_protobuf(message.route) if has_route else None,
             )
 
 
@@ -127,15 +139,19 @@ class BufferFailed:
     buffer_id: int
     code: FailureCode
     reason: str = ""
+    route: int = 0
+    """Number of the route that it is about; 0: of none."""
 
     def __post_init__(self) -> None:
         bounds.check_range("buffer_id", self.buffer_id, 1, bounds.LARGEST_U64)
+        bounds.check_range("route", self.route, 0, bounds.LARGEST_U32)
 
     def pack(self) -> bytes:
         return pb.BufferFailed(
             buffer_id=self.buffer_id,
             code=self.code.name,
             reason=bounds.shorten(self.reason, LONGEST_REASON),
+            route=self.route,
         ).SerializeToString()
 
     @classmethod
@@ -144,7 +160,7 @@ class BufferFailed:
         with bounds.parsing_of("BUFFER_FAILED"):
             bounds.check_text("reason", message.reason, LONGEST_REASON)
             code = bounds.as_enum(FailureCode, message.code)
-            return cls(message.buffer_id, code, message.reason)
+            return cls(message.buffer_id, code, message.reason, message.route)
 
 
 @dataclass(frozen=True, slots=True)

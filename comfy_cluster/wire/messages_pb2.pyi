@@ -43,6 +43,8 @@ class FailureCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CORRUPT: _ClassVar[FailureCode]
     TOO_MANY: _ClassVar[FailureCode]
     NO_MEMORY: _ClassVar[FailureCode]
+    NOT_RELAYED: _ClassVar[FailureCode]
+    ROUTE_LOST: _ClassVar[FailureCode]
 MESSAGE_TYPE_UNSPECIFIED: MessageType
 ANNOUNCE: MessageType
 ACK: MessageType
@@ -72,6 +74,8 @@ FAILURE_CODE_UNSPECIFIED: FailureCode
 CORRUPT: FailureCode
 TOO_MANY: FailureCode
 NO_MEMORY: FailureCode
+NOT_RELAYED: FailureCode
+ROUTE_LOST: FailureCode
 
 class ClusterMessage(_message.Message):
     __slots__ = ("message_id", "message_type", "sender_instance", "target_instance", "require_ack", "payload")
@@ -147,8 +151,18 @@ class TransferKey(_message.Message):
     source: int
     def __init__(self, job_id: _Optional[str] = ..., node_id: _Optional[str] = ..., list_index: _Optional[int] = ..., occurrence: _Optional[int] = ..., source: _Optional[int] = ...) -> None: ...
 
+class Route(_message.Message):
+    __slots__ = ("payload_id", "number", "relay_to")
+    PAYLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RELAY_TO_FIELD_NUMBER: _ClassVar[int]
+    payload_id: int
+    number: int
+    relay_to: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, payload_id: _Optional[int] = ..., number: _Optional[int] = ..., relay_to: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class BufferAnnouncement(_message.Message):
-    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload", "attempt")
+    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload", "attempt", "route")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +170,7 @@ class BufferAnnouncement(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     INLINE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     size: int
     chunk_size: int
@@ -163,7 +178,8 @@ class BufferAnnouncement(_message.Message):
     key: TransferKey
     inline_payload: bytes
     attempt: int
-    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
+    route: Route
+    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ..., attempt: _Optional[int] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
 
 class BufferAccept(_message.Message):
     __slots__ = ("buffer_id",)
@@ -178,14 +194,16 @@ class BufferDone(_message.Message):
     def __init__(self, buffer_id: _Optional[int] = ...) -> None: ...
 
 class BufferFailed(_message.Message):
-    __slots__ = ("buffer_id", "code", "reason")
+    __slots__ = ("buffer_id", "code", "reason", "route")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     code: FailureCode
     reason: str
-    def __init__(self, buffer_id: _Optional[int] = ..., code: _Optional[_Union[FailureCode, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    route: int
+    def __init__(self, buffer_id: _Optional[int] = ..., code: _Optional[_Union[FailureCode, str]] = ..., reason: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class BufferCancel(_message.Message):
     __slots__ = ("buffer_id", "reason")

@@ -63,6 +63,10 @@ class FakeEngine:
         self.peers: dict[int, FakePeer] = {}
         self.outgoing: dict[int, tuple[int, bytes]] = {}
         self.incoming: dict[int, tuple[int, memoryview, int]] = {}
+        self.relays: dict[
+            int, tuple[int, int]
+        ] = {}  # buffer id: peer, and whose bytes it waits for
+        self.complete: set[int] = set()
         self.sent: list[Sent] = []
         self.events: list[tuple[Any, ...]] = []
 
@@ -112,8 +116,21 @@ class FakeEngine:
         packet = Sent(self.index, flow.address, flow.remote_session, buffer_id=buffer_id)
         self.sent.append(packet)
 
+    def open_relay(self, peer: int, buffer_id: int, source_id: int, *, chunk_size: int) -> None:
+        if source_id not in self.incoming:
+            raise ValueError(f"buffer {source_id} is not being received")
+        if source_id in self.complete:
+            self._open_complete(peer, buffer_id, source_id)
+        else:
+            self.relays[buffer_id] = (peer, source_id)
+
+    def _open_complete(self, peer: int, buffer_id: int, source_id: int) -> None:
+        _, memory, size = self.incoming[source_id]
+        self.open_outgoing(peer, buffer_id, b"", bytes(memory[:size]), chunk_size=1)
+
     def close_outgoing(self, buffer_id: int) -> None:
         self.outgoing.pop(buffer_id, None)
+        self.relays.pop(buffer_id, None)
 
     def open_incoming(
         self, peer: int, buffer_id: int, destination: Any, *, size: int, chunk_size: int
@@ -123,6 +140,7 @@ class FakeEngine:
 
     def close_incoming(self, buffer_id: int) -> None:
         self.incoming.pop(buffer_id, None)
+        self.complete.discard(buffer_id)
 
     def take_events(self) -> list[tuple[Any, ...]]:
         events, self.events = self.events, []
@@ -153,6 +171,11 @@ class FakeEngine:
         _, destination, size = self.incoming[packet.buffer_id]
         assert len(content) == size
         destination[:size] = content
+        self.complete.add(packet.buffer_id)
+        for relay_id, (successor, source_id) in list(self.relays.items()):
+            if source_id == packet.buffer_id:
+                del self.relays[relay_id]
+                self._open_complete(successor, relay_id, source_id)
         self.events.append((EVENT_INCOMING_COMPLETE, peer, packet.buffer_id))
         return True
 

@@ -190,7 +190,9 @@ class World:
             "lanes": len(store.queue._lanes),
             "claims": len(incoming._claims),
             "incoming budget": store._budget.used,
+            "routes": len(endpoint._chains) + len(endpoint._relays) + len(incoming._routes),
             "engine": len(self.engines[index].outgoing) + len(self.engines[index].incoming),
+            "engine's relays": len(self.engines[index].relays),
         }
 
     def is_idle(self, index: int) -> bool:

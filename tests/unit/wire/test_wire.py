@@ -36,6 +36,7 @@ ANNOUNCE = wire.Announce(
 ANNOUNCEMENT = wire.BufferAnnouncement(
     buffer_id=1 << 63, size=1 << 40, chunk_size=1_148, digest=bytes(range(16)), key=KEY
 )
+ROUTE = wire.Route(payload_id=3 << 48, number=2, relay_to=(4, 0, 65_534))
 INLINE = replace(ANNOUNCEMENT, size=3, chunk_size=0, inline_payload=b"abc")
 MESSAGE = wire.Message(
     message_id=(1 << 64) - 1,
@@ -56,6 +57,9 @@ VALUES: list[Packable] = [
     replace(ANNOUNCEMENT, size=0),
     replace(ANNOUNCEMENT, size=100, chunk_size=100),
     replace(ANNOUNCEMENT, attempt=2),
+    replace(ANNOUNCEMENT, route=ROUTE),
+    replace(ANNOUNCEMENT, route=wire.Route(1, 1)),
+    wire.BufferFailed(2, wire.FailureCode.NOT_RELAYED, route=7),
     wire.BufferAccept(1),
     wire.BufferDone((1 << 64) - 1),
     wire.BufferFailed(2, wire.FailureCode.CORRUPT, "digest differs"),
@@ -116,6 +120,15 @@ def test_value_survives_packing_and_parsing(value: Any) -> None:
         (ANNOUNCEMENT, {"digest": b"short"}),
         (INLINE, {"size": 4}),
         (INLINE, {"chunk_size": 1}),
+        (INLINE, {"route": ROUTE}),
+        (ROUTE, {"payload_id": 0}),
+        (ROUTE, {"payload_id": 1 << 64}),
+        (ROUTE, {"number": 0}),
+        (ROUTE, {"number": 1 << 32}),
+        (ROUTE, {"relay_to": (1, 2, 1)}),
+        (ROUTE, {"relay_to": (65_535,)}),
+        (ROUTE, {"relay_to": tuple(range(wire.LARGEST_RELAY + 1))}),
+        (wire.BufferFailed(1, wire.FailureCode.NOT_RELAYED), {"route": -1}),
         (wire.BufferAccept(1), {"buffer_id": 0}),
         (wire.BufferDone(1), {"buffer_id": 1 << 64}),
         (wire.BufferFailed(1, wire.FailureCode.CORRUPT), {"buffer_id": 0}),
@@ -248,3 +261,16 @@ def mutate(data: bytearray, rng: random.Random) -> None:
         data[place] = rng.randrange(256)
     else:
         del data[place : place + rng.randint(1, 4)]
+
+
+def test_the_longest_announcement_of_a_route_fits_one_packet() -> None:
+    text = "x" * wire.LONGEST_KEY_TEXT
+    key = wire.TransferKey(text, text, (1 << 32) - 1, (1 << 32) - 1, 65_534)
+    route = wire.Route(
+        (1 << 64) - 1, (1 << 32) - 1, tuple(range(65_534 - wire.LARGEST_RELAY, 65_534))
+    )
+    announcement = replace(ANNOUNCEMENT, key=key, route=route, chunk_size=65_455, attempt=2)
+    message = replace(
+        MESSAGE, message_type=wire.MessageType.DISTRIBUTE_BUFFER_GATHER, payload=announcement.pack()
+    )
+    assert len(message.pack()) <= fastpath.MESSAGE_PAYLOAD_LIMIT
