@@ -8,6 +8,7 @@ cdef enum:
     C_KIND_MESSAGE = 0xC1
     C_KIND_CHUNK = 0xC2
     C_KIND_SACK = 0xC3
+    C_KIND_PROBE = 0xC4
     C_HEADER_SIZE = 16
     C_CHUNK_HEADER_SIZE = 20
     C_SACK_HEADER_SIZE = 20

@@ -24,7 +24,7 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
-from libc.math cimport INFINITY, fabs
+from libc.math cimport INFINITY, fabs, pow
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
@@ -52,7 +52,9 @@ IS_COMPILED = True
 
 include "_fastpath_parts/packet.pxi"
 include "_fastpath_parts/bitmap.pxi"
+include "_fastpath_parts/congestion.pxi"
 include "_fastpath_parts/path.pxi"
+include "_fastpath_parts/mtu.pxi"
 include "_fastpath_parts/buffers.pxi"
 include "_fastpath_parts/sent.pxi"
 include "_fastpath_parts/peer.pxi"

@@ -73,7 +73,7 @@ class EngineInstance:
         """The windows change only before the first packet of a burst, never within it."""
         stats = self.core.peer_stats(peer)
         flight = stats["bytes_in_flight"]
-        window = min(stats["congestion_window"], stats["receive_window"])
+        window = stats["window"]
         assert flight <= window or (len(sizes) == 1 and flight == sizes[0]), (
             f"{flight} bytes in flight, a window of {window}"
         )

@@ -46,7 +46,7 @@ DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs"
 DOCUMENTED_FOLDERS = ("_fastpath_py", "wire", "protocol")
 # Not numbers of the protocol: codes inside a process, limits of integer types, no limit at all.
 INNER_NAMES = re.compile(
-    r"EVENT_[A-Z]+(_[A-Z]+)?|EMPTY|IN_FLIGHT|LOST|WORD_MASK|LARGEST_U\d+|NEVER"
+    r"EVENT_[A-Z]+(_[A-Z]+)?|EMPTY|IN_FLIGHT|LOST|WORD_MASK|STARTUP|DRAIN|CRUISE|PROBE_RTT|LARGEST_U\d+|NEVER"
 )
 
 
@@ -215,9 +215,9 @@ def _source_of(path: Path, name: str) -> tuple[Path, str]:
     raise AssertionError(f"{path.name} has no constant {name}")
 
 
-def documented_constants() -> dict[str, float]:
+def documented_constants() -> dict[str, Any]:
     rows = rows_of("docs/protocol.md", "constants")
-    numbers = {row[0]: row[1].replace(",", "") for row in rows}
+    numbers = {row[0]: re.sub(r"(?<=\d),(?=\d{3})", "", row[1]) for row in rows}
     return {name: ast.literal_eval(number) for name, number in numbers.items()}
 
 
@@ -253,7 +253,7 @@ def test_compiled_engine_has_the_same_constants() -> None:
     documented = {
         name.rpartition(".")[2]: value
         for name, value in documented_constants().items()
-        if name.startswith("_fastpath_py.")
+        if name.startswith("_fastpath_py.") and not isinstance(value, tuple)
     }
     derived = {"HISTORY_WINDOW"}  # the compiled engine works it out where it uses it
     assert documented.keys() - compiled.keys() == derived

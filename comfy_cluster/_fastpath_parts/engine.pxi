@@ -5,6 +5,7 @@ cdef enum:
     C_EVENT_MESSAGE = 1
     C_EVENT_INCOMING_COMPLETE = 2
     C_EVENT_OUTGOING_ACKED = 3
+    C_EVENT_PACKET_SIZE = 4
     C_EVENT_BYTES_LIMIT = 4194304
     C_MAX_PEERS = 4096
 
@@ -23,6 +24,7 @@ EVENT_HELLO = C_EVENT_HELLO
 EVENT_MESSAGE = C_EVENT_MESSAGE
 EVENT_INCOMING_COMPLETE = C_EVENT_INCOMING_COMPLETE
 EVENT_OUTGOING_ACKED = C_EVENT_OUTGOING_ACKED
+EVENT_PACKET_SIZE = C_EVENT_PACKET_SIZE
 MAX_PEERS = C_MAX_PEERS
 COUNTERS = (
     "malformed",
@@ -285,8 +287,53 @@ cdef bint engine_receive_chunk(
             engine_add_event(engine, C_EVENT_INCOMING_COMPLETE, flow.index, buffer.buffer_id)
     else:
         flow.chunks_duplicate += 1
-    flow_on_chunk_accepted(flow, counter, is_complete, now)
+    flow_on_chunk_accepted(
+        flow, counter, <uint32_t>(size - C_CHUNK_HEADER_SIZE), is_complete, now
+    )
     return True
+
+
+cdef inline void engine_note_packet_size(
+    EngineState* engine, PeerFlow* flow, uint32_t before
+) noexcept nogil:
+    cdef OutgoingBuffer* buffer = engine.outgoing
+    cdef uint32_t largest_chunk = chunk_size_of(flow.mtu.packet_size)
+    if flow.mtu.packet_size == before:
+        return
+    engine_add_event(engine, C_EVENT_PACKET_SIZE, flow.index, flow.mtu.packet_size)
+    while buffer != NULL:
+        if buffer.flow == flow and buffer.chunk_size > largest_chunk:
+            flow_silence(flow, buffer)
+        buffer = buffer.next_open
+
+
+cdef void engine_acknowledge(
+    EngineState* engine, PeerFlow* flow, const Sack* sack, double now
+) noexcept nogil:
+    cdef SentEntry* entry
+    cdef OutgoingBuffer* completed
+    cdef uint64_t base = 64 * (sack.largest // 64 - sack.word_count + 1)
+    cdef uint64_t counter
+    cdef uint64_t word
+    cdef uint32_t number
+    for number in range(sack.word_count):
+        word = sack.words[number]
+        while word:
+            counter = base + 64 * number + <uint64_t>lowest_bit(word)
+            entry = sent_get(&flow.sent, counter)
+            word &= word - 1
+            if entry != NULL:
+                completed = flow_on_packet_acked(flow, entry, now)
+                if completed != NULL:
+                    engine_add_event(
+                        engine, C_EVENT_OUTGOING_ACKED, flow.index, completed.buffer_id
+                    )
+            elif <int64_t>counter == flow.mtu.counter and mtu_on_acked(
+                &flow.mtu, <int64_t>counter, now
+            ):
+                flow_on_packet_size_changed(flow)
+    if <int64_t>sack.largest > flow.largest_acked:
+        flow.largest_acked = sack.largest
 
 
 cdef bint engine_receive_sack(
@@ -295,11 +342,9 @@ cdef bint engine_receive_sack(
 ) noexcept nogil:
     cdef Sack sack
     cdef SentEntry* entry
-    cdef OutgoingBuffer* completed
-    cdef int64_t bytes_in_flight = flow.sent.bytes_in_flight
-    cdef uint64_t base
-    cdef uint64_t word
-    cdef uint32_t number
+    cdef uint32_t packet_size = flow.mtu.packet_size
+    cdef double ack_delay
+    cdef double rtt_sample = 0.0
     if not sack_parse(payload, size, &sack) or sack.largest >= flow.sent.next_counter:
         engine.counters[COUNT_BAD_SACK] += 1
         return False
@@ -310,24 +355,22 @@ cdef bint engine_receive_sack(
         if flow.receive_window < C_MINIMUM_RECEIVE_WINDOW:
             flow.receive_window = C_MINIMUM_RECEIVE_WINDOW
     entry = sent_get(&flow.sent, sack.largest)
+    ack_delay = smaller(sack.ack_delay_us * 1e-6, C_ACK_DELAY_LIMIT)
     if entry != NULL:  # called lost or not, else a path that became slow is never learned
-        rtt_on_sample(
-            &flow.rtt, now - entry.sent_at, smaller(sack.ack_delay_us * 1e-6, C_ACK_DELAY_LIMIT)
-        )
-    base = 64 * (sack.largest // 64 - sack.word_count + 1)
-    for number in range(sack.word_count):
-        word = sack.words[number]
-        while word:
-            entry = sent_get(&flow.sent, base + 64 * number + <uint64_t>lowest_bit(word))
-            word &= word - 1
-            if entry != NULL:
-                completed = flow_on_packet_acked(flow, entry, bytes_in_flight, now)
-                if completed != NULL:
-                    engine_add_event(
-                        engine, C_EVENT_OUTGOING_ACKED, flow.index, completed.buffer_id
-                    )
-    if <int64_t>sack.largest > flow.largest_acked:
-        flow.largest_acked = sack.largest
+        rtt_on_sample(&flow.rtt, now - entry.sent_at, ack_delay)
+        rtt_sample = flow.rtt.latest
+    elif <int64_t>sack.largest == flow.mtu.counter:
+        rtt_on_sample(&flow.rtt, now - flow.mtu.sent_at, ack_delay)
+    flow.newest_sent_at = 0.0
+    flow.newly_acked = 0
+    engine_acknowledge(engine, flow, &sack, now)
+    engine_note_packet_size(engine, flow, packet_size)
+    if not flow_has_chunks(flow):
+        flow.congestion.is_app_limited = True
+    congestion_on_sack(
+        &flow.congestion, flow.newly_acked, flow.newest_sent_at, rtt_sample,
+        flow.sent.bytes_in_flight, now
+    )
     flow_detect_losses(flow, now)
     flow_set_probe_timer(flow)
     flow_on_counter_accepted(flow, counter, now)
@@ -400,6 +443,10 @@ cdef void engine_receive(
         accepted = engine_receive_sack(
             engine, flow, header.counter, packet + C_HEADER_SIZE, opened - C_HEADER_SIZE, now
         )
+    elif header.kind == C_KIND_PROBE:
+        flow_on_counter_accepted(flow, header.counter, now)
+        flow.sack_at = now
+        accepted = True
     else:
         accepted = engine_receive_message(
             engine, flow, header.counter, packet + C_HEADER_SIZE, opened - C_HEADER_SIZE, now

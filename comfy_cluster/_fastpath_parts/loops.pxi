@@ -143,7 +143,7 @@ cdef int loop_group_packets(SendArena* arena, int packet_count, bint use_gso) no
         packet = &arena.packets[number]
         added = packet_to_iov(packet, arena.iov + iov_used)
         if (
-            is_open and packet.size <= first.size and group_packets < C_MAX_GSO_SEGMENTS
+            is_open and not packet.is_alone and packet.size <= first.size and group_packets < C_MAX_GSO_SEGMENTS
             and group_bytes + packet.size <= C_MAX_GSO_BYTES
             and address_equal(&packet.address, &first.address)
         ):
@@ -163,7 +163,7 @@ cdef int loop_group_packets(SendArena* arena, int packet_count, bint use_gso) no
             calls += 1
             group_bytes = packet.size
             group_packets = 1
-            is_open = use_gso
+            is_open = use_gso and not packet.is_alone
         iov_used += added
     return calls
 
@@ -300,6 +300,7 @@ cdef int loop_send(
         now = cc_now()
         lock_engine(engine)
         engine_on_timer(engine, now)
+        loop_signal_events(engine, loops)
         count = loop_choose_packets(engine, &arena, STAGE_HELLOS, STAGE_SACKS, now)
         if count == 0:
             count = loop_choose_packets(engine, &arena, STAGE_CHUNKS, STAGE_END, now)

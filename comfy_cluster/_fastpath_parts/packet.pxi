@@ -4,6 +4,7 @@ KIND_HELLO = C_KIND_HELLO
 KIND_MESSAGE = C_KIND_MESSAGE
 KIND_CHUNK = C_KIND_CHUNK
 KIND_SACK = C_KIND_SACK
+KIND_PROBE = C_KIND_PROBE
 HEADER_SIZE = C_HEADER_SIZE
 CHUNK_HEADER_SIZE = C_CHUNK_HEADER_SIZE
 SACK_HEADER_SIZE = C_SACK_HEADER_SIZE
@@ -58,7 +59,7 @@ cdef bint header_parse(const uint8_t* packet, size_t size, Header* header) noexc
     header.kind = packet[0]
     header.session = load_u32(packet + 4)
     header.counter = load_u64(packet + 8)
-    if header.kind < C_KIND_HELLO or header.kind > C_KIND_SACK:
+    if header.kind < C_KIND_HELLO or header.kind > C_KIND_PROBE:
         return False
     return packet[1] == 0 and load_u16(packet + 2) == 0 and not header.counter >> 63
 

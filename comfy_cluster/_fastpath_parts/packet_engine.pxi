@@ -122,7 +122,7 @@ cdef class PacketEngine:
 
     def connect_peer(
         self, int64_t peer, address, *, uint32_t local_session, uint32_t remote_session,
-        int64_t packet_size=C_MIN_PACKET_SIZE, double now,
+        int64_t packet_size=C_MIN_PACKET_SIZE, int64_t largest_packet_size=0, double now,
     ):
         cdef PeerAddress packed
         cdef PeerFlow* flow
@@ -136,9 +136,14 @@ cdef class PacketEngine:
             raise ValueError(
                 f"packet_size must be {C_MIN_PACKET_SIZE} to {C_MAX_PACKET_SIZE}, not {packet_size}"
             )
+        if largest_packet_size > C_MAX_PACKET_SIZE:
+            raise ValueError(
+                f"largest_packet_size is at most {C_MAX_PACKET_SIZE}, not {largest_packet_size}"
+            )
         self._load_address(address, &packed, True)
         flow = flow_new(
             <int32_t>peer, &packed, local_session, remote_session, <uint32_t>packet_size,
+            <uint32_t>(largest_packet_size if largest_packet_size > 0 else 0),
             self.state.keepalive_interval, now,
         )
         if flow == NULL:
@@ -283,7 +288,7 @@ cdef class PacketEngine:
         self._lock()
         buffer = engine_find_outgoing(&self.state, buffer_id)
         if buffer != NULL:
-            flow_close_outgoing(buffer.flow, buffer)
+            flow_silence(buffer.flow, buffer)
             engine_unlink_outgoing(&self.state, buffer)
             loop_wake_sender(&self.loops)
         self._unlock()
@@ -343,7 +348,7 @@ cdef class PacketEngine:
         self._lock()
         flow = engine_find_flow(&self.state, peer)
         if flow != NULL:
-            largest = chunk_size_of(flow.packet_size)
+            largest = chunk_size_of(flow.mtu.packet_size)
         self._unlock()
         if largest < 0:
             raise ValueError(f"peer {peer} is not connected")
@@ -372,6 +377,7 @@ cdef class PacketEngine:
         out.head = head
         self._lock()
         engine_on_timer(&self.state, now)
+        loop_signal_events(&self.state, &self.loops)
         self._unlock()
         while len(packets) < limit:
             packet = None
@@ -423,7 +429,7 @@ cdef class PacketEngine:
             return event.code, self._name_address(&event.address), event.payload[:event.size]
         if event.code == C_EVENT_MESSAGE:
             return event.code, event.peer, event.payload[:event.size]
-        return event.code, event.peer, event.buffer_id
+        return event.code, event.peer, event.buffer_id  # or, in its place, the packet size
 
     def peer_stats(self, int32_t peer):
         cdef PeerFlow* flow
@@ -437,6 +443,7 @@ cdef class PacketEngine:
         if flow == NULL:
             raise ValueError(f"peer {peer} is not connected")
         return {
+            "packet_size": copy.mtu.packet_size,
             "receive_window": copy.receive_window,
             "packets_sent": copy.packets_sent,
             "packets_received": copy.packets_received,
@@ -456,7 +463,9 @@ cdef class PacketEngine:
             "smoothed_rtt": copy.rtt.smoothed,
             "rtt_variance": copy.rtt.variance,
             "min_rtt": copy.rtt.minimum,
-            "congestion_window": <int64_t>copy.congestion.window,
+            "congestion_window": congestion_window(&copy.congestion),
+            "window": flow_window(&copy),
+            "bandwidth": copy.congestion.bandwidth,
             "bytes_in_flight": copy.sent.bytes_in_flight,
         }
 

@@ -1,18 +1,13 @@
-# Round-trip time, congestion window, pacing: the compiled half of _fastpath_py/path.py, where the
+# Round-trip time and pacing: the compiled half of _fastpath_py/path.py, where the
 # formulas and constants are explained. The arithmetic keeps its order: both give the same doubles.
 
 cdef enum:
-    C_INITIAL_WINDOW_PACKETS = 10
-    C_MINIMUM_WINDOW_PACKETS = 4
-    C_PERSISTENT_PROBES = 3
     C_PACING_BURST_PACKETS = 10
 
 cdef double C_INITIAL_RTT = 0.1
 cdef double C_GRANULARITY = 0.001
-cdef double C_LOSS_REDUCTION = 0.7
+cdef double C_REORDERING_SHARE = 0.25
 cdef double C_REORDERING_LIMIT = 8.0
-cdef double C_PACING_GAIN = 1.25
-cdef double C_PACING_GAIN_SLOW_START = 2.0
 cdef double C_PACING_BURST_TIME = 0.001
 
 cdef struct Rtt:
@@ -21,25 +16,11 @@ cdef struct Rtt:
     double variance
     double minimum
 
-cdef struct Congestion:
-    uint32_t packet_size
-    double window
-    double threshold
-    double recovery_at
-
 cdef struct PacerState:
     uint32_t packet_size
     double rate
     double tokens
     double updated_at
-
-
-cdef inline double larger(double a, double b) noexcept nogil:
-    return b if b > a else a
-
-
-cdef inline double smaller(double a, double b) noexcept nogil:
-    return b if b < a else a
 
 
 cdef inline void rtt_init(Rtt* rtt) noexcept nogil:
@@ -57,7 +38,8 @@ cdef inline double rtt_loss_delay(const Rtt* rtt, double reordering) noexcept no
     cdef double allowance = larger(
         smaller(reordering, C_REORDERING_LIMIT * rtt.smoothed), C_GRANULARITY
     )
-    return larger(rtt.smoothed, rtt.latest) + larger(4.0 * rtt.variance, allowance)
+    allowance = larger(C_REORDERING_SHARE * rtt.minimum, allowance)
+    return larger(rtt.smoothed, rtt.latest) + allowance
 
 
 cdef void rtt_on_sample(Rtt* rtt, double sample, double ack_delay) noexcept nogil:
@@ -73,45 +55,6 @@ cdef void rtt_on_sample(Rtt* rtt, double sample, double ack_delay) noexcept nogi
         return
     rtt.variance = 0.75 * rtt.variance + 0.25 * fabs(rtt.smoothed - sample)
     rtt.smoothed = 0.875 * rtt.smoothed + 0.125 * sample
-
-
-cdef inline void congestion_init(Congestion* state, uint32_t packet_size) noexcept nogil:
-    state.packet_size = packet_size
-    state.window = <double>C_INITIAL_WINDOW_PACKETS * packet_size
-    state.threshold = -1.0
-    state.recovery_at = -1.0
-
-
-cdef inline bint congestion_is_slow_start(const Congestion* state) noexcept nogil:
-    return state.threshold < 0.0 or state.window < state.threshold
-
-
-cdef inline double congestion_minimum(const Congestion* state) noexcept nogil:
-    return <double>C_MINIMUM_WINDOW_PACKETS * state.packet_size
-
-
-cdef inline void congestion_on_acked(
-    Congestion* state, uint32_t size, double sent_at, int64_t bytes_in_flight
-) noexcept nogil:
-    if sent_at <= state.recovery_at or <double>bytes_in_flight < state.window / 2:
-        return
-    if congestion_is_slow_start(state):
-        state.window += size
-    else:
-        state.window += <double>state.packet_size * size / state.window
-
-
-cdef inline void congestion_on_lost(Congestion* state, double newest_sent_at, double now) noexcept nogil:
-    if newest_sent_at <= state.recovery_at:
-        return
-    state.recovery_at = now
-    state.window = larger(state.window * C_LOSS_REDUCTION, congestion_minimum(state))
-    state.threshold = state.window
-
-
-cdef inline void congestion_on_persistent_loss(Congestion* state) noexcept nogil:
-    state.threshold = larger(state.window * C_LOSS_REDUCTION, congestion_minimum(state))
-    state.window = congestion_minimum(state)
 
 
 cdef inline void pacer_init(PacerState* state, uint32_t packet_size) noexcept nogil:
@@ -176,38 +119,19 @@ cdef class RttEstimator:
         rtt_on_sample(&self.rtt, sample, ack_delay)
 
 
-cdef class CongestionController:
-    cdef Congestion state
-
-    def __cinit__(self, uint32_t packet_size):
-        congestion_init(&self.state, packet_size)
-
-    @property
-    def window(self):
-        return <int64_t>self.state.window
-
-    @property
-    def is_slow_start(self):
-        return congestion_is_slow_start(&self.state)
-
-    def on_packet_acked(self, uint32_t size, double sent_at, int64_t bytes_in_flight):
-        congestion_on_acked(&self.state, size, sent_at, bytes_in_flight)
-
-    def on_packets_lost(self, double newest_sent_at, double now):
-        congestion_on_lost(&self.state, newest_sent_at, now)
-
-    def on_persistent_loss(self):
-        congestion_on_persistent_loss(&self.state)
-
-    def on_path_back(self, double now):
-        self.state.recovery_at = now
-
-
 cdef class Pacer:
     cdef PacerState state
 
     def __cinit__(self, uint32_t packet_size):
         pacer_init(&self.state, packet_size)
+
+    @property
+    def packet_size(self):
+        return self.state.packet_size
+
+    @packet_size.setter
+    def packet_size(self, uint32_t packet_size):
+        self.state.packet_size = packet_size
 
     def refill(self, double now, double rate):
         pacer_refill(&self.state, now, rate)

@@ -2,8 +2,11 @@
 # how it works.
 
 cdef enum:
-    C_SACK_EVERY = 2
+    C_SACK_CHUNKS = 2
+    C_SACK_BYTES = 14400
+    C_SACK_EARLY_CHUNKS = 100
     C_PROBE_PACKETS = 2
+    C_PERSISTENT_PROBES = 3
     C_INITIAL_RECEIVE_WINDOW = 262144
     C_MINIMUM_RECEIVE_WINDOW = 65536
     C_MESSAGE_QUEUE_LIMIT = 1024
@@ -44,7 +47,7 @@ cdef struct PeerFlow:
     PeerAddress address
     uint32_t local_session
     uint32_t remote_session
-    uint32_t packet_size
+    Mtu mtu
     Rtt rtt
     Congestion congestion
     PacerState pacer
@@ -70,6 +73,9 @@ cdef struct PeerFlow:
     int64_t largest_acked
     int64_t largest_sack
     uint32_t chunks_since_sack
+    uint64_t bytes_since_sack
+    int64_t newly_acked     # of the SACK at hand
+    double newest_sent_at
     double last_received_at
     uint64_t packets_sent
     uint64_t packets_received
@@ -166,7 +172,7 @@ cdef void lost_forget_buffer(LostQueue* queue, OutgoingBuffer* buffer) noexcept 
 
 cdef PeerFlow* flow_new(
     int32_t index, const PeerAddress* address, uint32_t local_session, uint32_t remote_session,
-    uint32_t packet_size, double keepalive_interval, double now
+    uint32_t packet_size, uint32_t largest_packet_size, double keepalive_interval, double now
 ) noexcept nogil:
     cdef PeerFlow* flow = <PeerFlow*>calloc(1, sizeof(PeerFlow))
     if flow == NULL:
@@ -178,9 +184,9 @@ cdef PeerFlow* flow_new(
     flow.address = address[0]
     flow.local_session = local_session
     flow.remote_session = remote_session
-    flow.packet_size = packet_size
+    mtu_init(&flow.mtu, packet_size, largest_packet_size, now)
     rtt_init(&flow.rtt)
-    congestion_init(&flow.congestion, packet_size)
+    congestion_init(&flow.congestion, packet_size, <uint32_t>index)
     pacer_init(&flow.pacer, packet_size)
     history_init(&flow.history)
     flow.receive_window = C_INITIAL_RECEIVE_WINDOW
@@ -212,12 +218,17 @@ cdef inline void flow_on_counter_accepted(PeerFlow* flow, int64_t counter, doubl
 
 
 cdef inline void flow_on_chunk_accepted(
-    PeerFlow* flow, int64_t counter, bint is_complete, double now
+    PeerFlow* flow, int64_t counter, uint32_t size, bint is_complete, double now
 ) noexcept nogil:
     cdef bint in_order = counter == flow.history.largest + 1
+    cdef bint is_enough
     flow_on_counter_accepted(flow, counter, now)
     flow.chunks_since_sack += 1
-    if is_complete or not in_order or flow.chunks_since_sack >= C_SACK_EVERY:
+    flow.bytes_since_sack += size
+    is_enough = flow.chunks_since_sack >= C_SACK_CHUNKS and (
+        flow.bytes_since_sack >= C_SACK_BYTES or flow.chunks_received < C_SACK_EARLY_CHUNKS
+    )
+    if is_complete or not in_order or is_enough:
         flow.sack_at = now
     else:
         flow.sack_at = smaller(flow.sack_at, now + C_MAX_ACK_DELAY)
@@ -246,15 +257,16 @@ cdef inline IncomingBuffer* flow_find_incoming(PeerFlow* flow, uint64_t buffer_i
 # Sending chunks
 
 cdef inline int64_t flow_window(const PeerFlow* flow) noexcept nogil:
-    cdef int64_t congestion_window = <int64_t>flow.congestion.window
-    return congestion_window if congestion_window < flow.receive_window else flow.receive_window
+    cdef int64_t window = congestion_window(&flow.congestion)
+    cdef int64_t receivable = flow.receive_window + congestion_underway(&flow.congestion)
+    return window if window < receivable else receivable
 
 
 cdef inline bint flow_can_send_chunk(const PeerFlow* flow) noexcept nogil:
     cdef int64_t flight = flow.sent.bytes_in_flight
     if not sent_has_room(&flow.sent):
         return False
-    return flight == 0 or flight + flow.packet_size <= flow_window(flow)
+    return flight == 0 or flight + flow.mtu.packet_size <= flow_window(flow)
 
 
 cdef inline bint flow_has_chunks(PeerFlow* flow) noexcept nogil:
@@ -268,13 +280,11 @@ cdef inline bint flow_has_chunks(PeerFlow* flow) noexcept nogil:
 
 
 cdef inline void flow_refill_pacer(PeerFlow* flow, double now) noexcept nogil:
-    cdef double gain
     if flow.rtt.latest <= 0.0:
         pacer_refill(&flow.pacer, now, 0.0)
         return
-    gain = C_PACING_GAIN_SLOW_START if congestion_is_slow_start(&flow.congestion) else C_PACING_GAIN
     pacer_refill(
-        &flow.pacer, now, gain * <double><int64_t>flow.congestion.window / flow.rtt.smoothed
+        &flow.pacer, now, congestion_pacing_rate(&flow.congestion, flow.rtt.smoothed)
     )
 
 
@@ -393,10 +403,15 @@ cdef void flow_detect_losses(PeerFlow* flow, double now) noexcept nogil:
         if flow.packets_lost == lost_before:
             break
     if newest_lost_at >= 0.0:
-        congestion_on_lost(&flow.congestion, newest_lost_at, now)
+        congestion_on_lost(&flow.congestion, newest_lost_at, flow.rtt.latest, now)
 
 
-cdef void flow_probe(PeerFlow* flow) noexcept nogil:
+cdef inline void flow_on_packet_size_changed(PeerFlow* flow) noexcept nogil:
+    congestion_set_packet_size(&flow.congestion, flow.mtu.packet_size)
+    flow.pacer.packet_size = flow.mtu.packet_size
+
+
+cdef void flow_probe(PeerFlow* flow, double now) noexcept nogil:
     cdef SentEntry* entry
     cdef bint is_persistent
     cdef int left
@@ -411,21 +426,27 @@ cdef void flow_probe(PeerFlow* flow) noexcept nogil:
         left -= 1
     if is_persistent:
         congestion_on_persistent_loss(&flow.congestion)
+    if flow.probe_count >= C_PERSISTENT_PROBES:
+        mtu_verify(&flow.mtu, now)
     flow_set_probe_timer(flow)
 
 
 cdef inline void flow_on_timer(PeerFlow* flow, double now) noexcept nogil:
+    if mtu_on_timer(&flow.mtu, now):
+        flow_on_packet_size_changed(flow)
     if now >= flow.loss_at:
         flow_detect_losses(flow, now)
         flow_set_probe_timer(flow)
     elif now >= flow.probe_at:
-        flow_probe(flow)
+        flow_probe(flow, now)
 
 
 cdef inline void flow_on_chunk_sent(
     PeerFlow* flow, uint64_t counter, OutgoingBuffer* buffer, uint32_t chunk_index,
     uint32_t size, double now
 ) noexcept nogil:
+    if flow.sent.bytes_in_flight == 0:
+        congestion_on_restart(&flow.congestion, now)
     sent_put(&flow.sent, counter, buffer, chunk_index, size, now)
     flow.pacer.tokens -= size
     flow.chunks_sent += 1
@@ -436,25 +457,24 @@ cdef inline void flow_on_chunk_sent(
 # SACKs from the peer
 
 cdef inline OutgoingBuffer* flow_on_packet_acked(
-    PeerFlow* flow, SentEntry* entry, int64_t bytes_in_flight, double now
+    PeerFlow* flow, SentEntry* entry, double now
 ) noexcept nogil:
     # Returns the buffer when this packet completed it.
     cdef OutgoingBuffer* buffer = entry.buffer
-    if flow.probe_count >= C_PERSISTENT_PROBES:
-        flow.congestion.recovery_at = now
     flow.probe_count = 0
+    flow.newly_acked += entry.size
+    flow.newest_sent_at = larger(flow.newest_sent_at, entry.sent_at)
     if entry.state == C_LOST:
         flow.spurious_losses += 1
         flow.reordering = larger(flow.reordering, now - entry.sent_at - flow.rtt.smoothed)
-    else:
-        congestion_on_acked(&flow.congestion, entry.size, entry.sent_at, bytes_in_flight)
     sent_on_acked(&flow.sent, entry)
     if bitmap_add(&buffer.acked, entry.chunk_index) and bitmap_is_complete(&buffer.acked):
         return buffer
     return NULL
 
 
-cdef void flow_close_outgoing(PeerFlow* flow, OutgoingBuffer* buffer) noexcept nogil:
+cdef void flow_silence(PeerFlow* flow, OutgoingBuffer* buffer) noexcept nogil:
+    buffer.next_chunk = buffer.acked.chunk_count
     flow_remove_sending(flow, buffer)
     lost_forget_buffer(&flow.lost, buffer)
     sent_forget_buffer(&flow.sent, buffer)

@@ -7,9 +7,12 @@ cdef enum:
     # What a burst may hold, in the order in which it is produced.
     STAGE_HELLOS = 0
     STAGE_MESSAGES = 1
-    STAGE_SACKS = 2
-    STAGE_CHUNKS = 3
-    STAGE_END = 4
+    STAGE_PROBES = 2
+    STAGE_SACKS = 3
+    STAGE_CHUNKS = 4
+    STAGE_END = 5
+
+cdef uint8_t[C_MAX_PACKET_SIZE] C_PADDING  # of probes; stays zero
 
 # One packet on its way out: a head of our own, then payload still in its source memory.
 cdef struct OutPacket:
@@ -19,6 +22,7 @@ cdef struct OutPacket:
     const uint8_t* parts[2]
     uint32_t part_sizes[2]
     uint32_t size
+    bint is_alone  # may not share a call: the kernel could refuse it for its size
 
 # Where a burst stands: which stage, and which flow within it.
 cdef struct SendCursor:
@@ -58,6 +62,17 @@ cdef void out_hello(EngineState* engine, OutPacket* out) noexcept nogil:
     free(message)
 
 
+cdef void out_probe(PeerFlow* flow, OutPacket* out, double now) noexcept nogil:
+    cdef uint64_t counter = flow_take_counter(flow)
+    cdef double timeout = rtt_retransmit_timeout(&flow.rtt) + C_MAX_ACK_DELAY
+    out.head_size = C_HEADER_SIZE
+    out.parts[0] = C_PADDING
+    out.part_sizes[0] = flow.mtu.probe_size - C_HEADER_SIZE
+    out.is_alone = True
+    mtu_on_probe_sent(&flow.mtu, <int64_t>counter, timeout, now)
+    out_seal(flow, out, C_KIND_PROBE, counter, now)
+
+
 cdef int64_t engine_receive_window(EngineState* engine) noexcept nogil:
     cdef int64_t senders = 0
     cdef int64_t share
@@ -81,6 +96,7 @@ cdef void out_sack(EngineState* engine, PeerFlow* flow, OutPacket* out, double n
         flow.keepalives_left -= 1
     flow.sack_at = C_NEVER
     flow.chunks_since_sack = 0
+    flow.bytes_since_sack = 0
     flow.sacks_sent += 1
     sack.receive_window = <uint32_t>engine_receive_window(engine)
     history_fill_sack(&flow.history, &sack)
@@ -151,6 +167,7 @@ cdef bint engine_next_packet(
     out.parts[1] = NULL
     out.part_sizes[0] = 0
     out.part_sizes[1] = 0
+    out.is_alone = False
     while cursor.stage < cursor.end_stage:
         if cursor.stage == STAGE_HELLOS and engine.hellos.head != NULL:
             out_hello(engine, out)
@@ -166,6 +183,9 @@ cdef bint engine_next_packet(
                 out_message(flow, out, now)
                 return True
             cursor.flow_number += 1
+            if cursor.stage == STAGE_PROBES and mtu_probe_due_at(&flow.mtu) <= now:
+                out_probe(flow, out, now)
+                return True
             if cursor.stage == STAGE_SACKS and flow_sack_due_at(flow) <= now:
                 out_sack(engine, flow, out, now)
                 return True
@@ -176,8 +196,11 @@ cdef bint engine_next_packet(
 
 cdef inline void engine_on_timer(EngineState* engine, double now) noexcept nogil:
     cdef uint32_t number
+    cdef uint32_t packet_size
     for number in range(engine.flow_count):
+        packet_size = engine.flows[number].mtu.packet_size
         flow_on_timer(engine.flows[number], now)
+        engine_note_packet_size(engine, engine.flows[number], packet_size)
 
 
 cdef double engine_send_due_at(EngineState* engine) noexcept nogil:
@@ -189,7 +212,7 @@ cdef double engine_send_due_at(EngineState* engine) noexcept nogil:
         flow = engine.flows[number]
         if flow.messages.head != NULL:
             return 0.0
-        due = smaller(due, smaller(flow.loss_at, flow.probe_at))
+        due = smaller(smaller(due, flow.mtu.due_at), smaller(flow.loss_at, flow.probe_at))
         if flow_has_chunks(flow) and flow_can_send_chunk(flow):
             due = smaller(due, pacer_ready_at(&flow.pacer))
     return due

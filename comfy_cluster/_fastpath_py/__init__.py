@@ -4,21 +4,25 @@ Same names and behaviour as the compiled `_fastpath`; only `comfy_cluster.fastpa
 """
 
 from .bitmap import HISTORY_WINDOW, ChunkBitmap, ReceiveHistory
+from .congestion import CongestionController
 from .engine import (
     COUNTERS,
     EVENT_HELLO,
     EVENT_INCOMING_COMPLETE,
     EVENT_MESSAGE,
     EVENT_OUTGOING_ACKED,
+    EVENT_PACKET_SIZE,
     MAX_PEERS,
     PacketEngine,
 )
+from .mtu import PathMtu
 from .packet import (
     CHUNK_HEADER_SIZE,
     HEADER_SIZE,
     KIND_CHUNK,
     KIND_HELLO,
     KIND_MESSAGE,
+    KIND_PROBE,
     KIND_SACK,
     MAX_PACKET_SIZE,
     MESSAGE_PAYLOAD_LIMIT,
@@ -34,7 +38,7 @@ from .packet import (
     parse_header,
     parse_sack,
 )
-from .path import CongestionController, Pacer, RttEstimator
+from .path import Pacer, RttEstimator
 
 IS_COMPILED = False
 HAS_LOOPS = False  # the socket loops of this engine are Python threads in transport/
@@ -46,6 +50,7 @@ __all__ = [
     "EVENT_INCOMING_COMPLETE",
     "EVENT_MESSAGE",
     "EVENT_OUTGOING_ACKED",
+    "EVENT_PACKET_SIZE",
     "HAS_LOOPS",
     "HEADER_SIZE",
     "HISTORY_WINDOW",
@@ -53,6 +58,7 @@ __all__ = [
     "KIND_CHUNK",
     "KIND_HELLO",
     "KIND_MESSAGE",
+    "KIND_PROBE",
     "KIND_SACK",
     "MAX_PACKET_SIZE",
     "MAX_PEERS",
@@ -65,6 +71,7 @@ __all__ = [
     "CongestionController",
     "Pacer",
     "PacketEngine",
+    "PathMtu",
     "ReceiveHistory",
     "RttEstimator",
     "chunk_size_for",

@@ -18,6 +18,7 @@ from .packet import (
     KIND_CHUNK,
     KIND_HELLO,
     KIND_MESSAGE,
+    KIND_PROBE,
     KIND_SACK,
     MAX_PACKET_SIZE,
     MESSAGE_PAYLOAD_LIMIT,
@@ -31,7 +32,13 @@ from .packet import (
     parse_header,
     seal_packet,
 )
-from .peer import MESSAGE_QUEUE_LIMIT, MINIMUM_RECEIVE_WINDOW, NEVER, PeerFlow
+from .peer import (
+    MAX_ACK_DELAY,
+    MESSAGE_QUEUE_LIMIT,
+    MINIMUM_RECEIVE_WINDOW,
+    NEVER,
+    PeerFlow,
+)
 
 Address = tuple[str, int]
 
@@ -39,6 +46,7 @@ EVENT_HELLO = 0
 EVENT_MESSAGE = 1
 EVENT_INCOMING_COMPLETE = 2
 EVENT_OUTGOING_ACKED = 3
+EVENT_PACKET_SIZE = 4
 
 EVENT_BYTES_LIMIT = 4 << 20  # bytes of messages not yet taken; more are dropped, and come again
 MAX_PEERS = 4096
@@ -101,6 +109,7 @@ class PacketEngine:
         local_session: int,
         remote_session: int,
         packet_size: int = MIN_PACKET_SIZE,
+        largest_packet_size: int = 0,
         now: float,
     ) -> None:
         if not 0 <= peer < MAX_PEERS:
@@ -108,6 +117,10 @@ class PacketEngine:
         if not MIN_PACKET_SIZE <= packet_size <= MAX_PACKET_SIZE:
             raise ValueError(
                 f"packet_size must be {MIN_PACKET_SIZE} to {MAX_PACKET_SIZE}, not {packet_size}"
+            )
+        if largest_packet_size > MAX_PACKET_SIZE:
+            raise ValueError(
+                f"largest_packet_size is at most {MAX_PACKET_SIZE}, not {largest_packet_size}"
             )
         with self._lock:
             owner = self._sessions.get(local_session)
@@ -120,6 +133,7 @@ class PacketEngine:
                 local_session=local_session,
                 remote_session=remote_session,
                 packet_size=packet_size,
+                largest_packet_size=largest_packet_size,
                 keepalive_interval=self._keepalive_interval,
                 now=now,
             )
@@ -283,6 +297,10 @@ class PacketEngine:
             return self._receive_chunk(flow, counter, payload, now)
         if kind == KIND_SACK:
             return self._receive_sack(flow, counter, payload, now)
+        if kind == KIND_PROBE:
+            flow.on_counter_accepted(counter, now)
+            flow.sack_at = now
+            return True
         if len(payload) > MESSAGE_PAYLOAD_LIMIT:
             self._counters["malformed"] += 1
             return False
@@ -325,18 +343,29 @@ class PacketEngine:
                 self._events.append((EVENT_INCOMING_COMPLETE, flow.index, buffer_id))
         else:
             flow.chunks_duplicate += 1
-        flow.on_chunk_accepted(counter, is_complete=buffer.is_complete, now=now)
+        flow.on_chunk_accepted(counter, len(data), is_complete=buffer.is_complete, now=now)
         return True
 
     def _receive_sack(self, flow: PeerFlow, counter: int, payload: bytes, now: float) -> bool:
+        packet_size = flow.packet_size
         completed = flow.on_sack(counter, payload, now)
         if completed is None:
             self._counters["bad_sack"] += 1
             return False
+        self._note_packet_size(flow, packet_size)
         for buffer in completed:
             self._events.append((EVENT_OUTGOING_ACKED, flow.index, buffer.buffer_id))
         flow.on_counter_accepted(counter, now)
         return True
+
+    def _note_packet_size(self, flow: PeerFlow, before: int) -> None:
+        if flow.packet_size == before:
+            return
+        self._events.append((EVENT_PACKET_SIZE, flow.index, flow.packet_size))
+        largest_chunk = chunk_size_for(flow.packet_size)
+        for owner, buffer in self._outgoing.values():
+            if owner is flow and buffer.chunk_size > largest_chunk:
+                flow.silence(buffer)
 
     # Packets out
 
@@ -344,7 +373,9 @@ class PacketEngine:
         packets: list[tuple[Address, bytes]] = []
         with self._lock:
             for flow in self._flows():
+                packet_size = flow.packet_size
                 flow.on_timer(now)
+                self._note_packet_size(flow, packet_size)
             generator = self._packets(now)
             for packet in generator:
                 packets.append(packet)
@@ -364,6 +395,9 @@ class PacketEngine:
                 counter = flow.take_counter()
                 yield self._seal(flow, KIND_MESSAGE, counter, flow.next_message(), now)
         for flow in self._flows():
+            if flow.mtu.probe_due_at() <= now:
+                yield self._mtu_probe(flow, now)
+        for flow in self._flows():
             if flow.sack_due_at <= now:
                 yield self._seal(flow, KIND_SACK, flow.take_counter(), self._sack(flow, now), now)
         while (turn := self._next_turn(now)) is not None:
@@ -375,6 +409,13 @@ class PacketEngine:
         packet = seal_packet(pack_header(kind, flow.remote_session, counter) + payload)
         flow.on_packet_sent(len(packet), now)
         return flow.address, packet
+
+    def _mtu_probe(self, flow: PeerFlow, now: float) -> tuple[Address, bytes]:
+        counter = flow.take_counter()
+        timeout = flow.rtt.retransmit_timeout + MAX_ACK_DELAY
+        padding = bytes(flow.mtu.probe_size - HEADER_SIZE)
+        flow.mtu.on_probe_sent(counter, timeout, now)
+        return self._seal(flow, KIND_PROBE, counter, padding, now)
 
     def _sack(self, flow: PeerFlow, now: float) -> bytes:
         delay_us = min(max(int((now - flow.largest_received_at) * 1e6), 0), 0xFFFFFFFF)
@@ -392,14 +433,14 @@ class PacketEngine:
     def _next_turn(self, now: float) -> PeerFlow | None:
         """Return the peer whose chunk goes next: each in turn, `TURN_PACKETS` at a time."""
         flow = self._peers.get(self._turn_peer)
-        if flow is not None and self._turn_left > 0 and _is_ready(flow, now):
+        if flow is not None and self._turn_left > 0 and flow.is_ready(now):
             return flow
         if flow is not None:
             flow.end_turn()
         order = sorted(self._peers)
         first_after = next((n for n, peer in enumerate(order) if peer > self._turn_peer), 0)
         for peer in order[first_after:] + order[:first_after]:
-            if _is_ready(self._peers[peer], now):
+            if self._peers[peer].is_ready(now):
                 self._turn_peer = peer
                 self._turn_left = TURN_PACKETS
                 return self._peers[peer]
@@ -421,7 +462,7 @@ class PacketEngine:
         with self._lock:
             if self._hellos or any(flow.messages for flow in self._peers.values()):
                 return 0.0
-            due = min((_due_at(flow) for flow in self._peers.values()), default=NEVER)
+            due = min((flow.due_at for flow in self._peers.values()), default=NEVER)
         return None if due == NEVER else due
 
     # Events and numbers
@@ -435,39 +476,11 @@ class PacketEngine:
 
     def peer_stats(self, peer: int) -> dict[str, float | int]:
         with self._lock:
-            flow = self._peer(peer)
-            numbers = {name: getattr(flow, name) for name in PEER_NUMBERS}
-            return numbers | {
-                "smoothed_rtt": flow.rtt.smoothed,
-                "rtt_variance": flow.rtt.variance,
-                "min_rtt": flow.rtt.minimum,
-                "congestion_window": flow.congestion.window,
-                "bytes_in_flight": flow.sent.bytes_in_flight,
-            }
+            return self._peer(peer).numbers()
 
     def stats(self) -> dict[str, int]:
         with self._lock:
             return dict(self._counters)
-
-
-PEER_NUMBERS = (
-    "receive_window",
-    "packets_sent",
-    "packets_received",
-    "bytes_sent",
-    "bytes_received",
-    "chunks_sent",
-    "chunks_retransmitted",
-    "bytes_retransmitted",
-    "chunks_received",
-    "chunks_duplicate",
-    "packets_lost",
-    "spurious_losses",
-    "probes_sent",
-    "sacks_sent",
-    "sacks_received",
-    "last_received_at",
-)
 
 
 def _check_message_size(payload: bytes) -> None:
@@ -475,17 +488,3 @@ def _check_message_size(payload: bytes) -> None:
         raise ValueError(
             f"a message payload holds at most {MESSAGE_PAYLOAD_LIMIT} bytes, not {len(payload)}"
         )
-
-
-def _is_ready(flow: PeerFlow, now: float) -> bool:
-    if not flow.has_chunks or not flow.can_send_chunk:
-        return False
-    flow.refill_pacer(now)
-    return flow.pacer.ready_at <= now
-
-
-def _due_at(flow: PeerFlow) -> float:
-    due = min(flow.sack_due_at, flow.loss_at, flow.probe_at)
-    if flow.has_chunks and flow.can_send_chunk:
-        due = min(due, flow.pacer.ready_at)
-    return due

@@ -12,6 +12,7 @@ KIND_HELLO = 0xC0
 KIND_MESSAGE = 0xC1
 KIND_CHUNK = 0xC2
 KIND_SACK = 0xC3
+KIND_PROBE = 0xC4
 
 HEADER_SIZE = 16
 CHUNK_HEADER_SIZE = 20
@@ -42,7 +43,7 @@ def parse_header(packet: bytes) -> tuple[int, int, int] | None:
     if len(packet) < HEADER_SIZE:
         return None
     kind, epoch, flags, session, counter = _HEADER.unpack_from(packet)
-    if not KIND_HELLO <= kind <= KIND_SACK or epoch or flags or counter >> 63:
+    if not KIND_HELLO <= kind <= KIND_PROBE or epoch or flags or counter >> 63:
         return None
     return kind, session, counter
 

@@ -1,4 +1,4 @@
-"""What one path to a peer can carry: round-trip time, congestion window, pacing.
+"""The clockwork of one path to a peer: round-trip time, and pacing of what leaves.
 
 No clock: `now` and samples come in, in seconds. Sizes are bytes of UDP payload. The arithmetic is
 kept in the same order as in the compiled engine, so that both give the same doubles.
@@ -8,13 +8,8 @@ from __future__ import annotations
 
 INITIAL_RTT = 0.1  # seconds, before the first sample; RFC 9002 has 0.333, for the open internet
 GRANULARITY = 0.001  # seconds; RFC 9002 section 6.1.2
-INITIAL_WINDOW_PACKETS = 10  # RFC 9002 section 7.2
-MINIMUM_WINDOW_PACKETS = 4  # RFC 9002 has 2, which cannot show a loss before a probe does
-LOSS_REDUCTION = 0.7  # RFC 9438 section 4.6
-PERSISTENT_PROBES = 3  # probes without an answer that collapse the window; RFC 9002 section 7.6
+REORDERING_SHARE = 0.25  # of the smallest round trip: RFC 8985 section 6.2
 REORDERING_LIMIT = 8.0  # smoothed round trips that a late packet is waited for, on top
-PACING_GAIN = 1.25  # RFC 9002 section 7.7
-PACING_GAIN_SLOW_START = 2.0  # the window doubles in one round trip
 PACING_BURST_PACKETS = 10  # RFC 9002 section 7.7
 PACING_BURST_TIME = 0.001  # seconds; a timer cannot be kept much finer
 
@@ -59,11 +54,13 @@ class RttEstimator:
     def loss_delay(self, reordering: float) -> float:
         """Seconds after which a packet that a later one overtook counts as lost.
 
-        `reordering` is by how much late packets have exceeded `smoothed` (cf. RFC 8985 section 7.1,
-        which allows one round trip; several are allowed here, since nothing waits for order).
+        `reordering` is by how much late packets have exceeded `smoothed`: the window of RACK (RFC
+        8985 section 6.2), which grows to one round trip; here to several, as nothing waits for
+        order.
         """
         allowance = max(min(reordering, REORDERING_LIMIT * self._smoothed), GRANULARITY)
-        return max(self._smoothed, self._latest) + max(4.0 * self._variance, allowance)
+        allowance = max(REORDERING_SHARE * self._minimum, allowance)
+        return max(self._smoothed, self._latest) + allowance
 
     def on_sample(self, sample: float, ack_delay: float = 0.0) -> None:
         """Take a round trip of `sample` seconds, of which the peer held back `ack_delay`."""
@@ -81,70 +78,20 @@ class RttEstimator:
         self._smoothed = 0.875 * self._smoothed + 0.125 * sample
 
 
-class CongestionController:
-    """Slow start and additive increase, multiplicative decrease (RFC 9002 section 7)."""
-
-    __slots__ = ("_packet_size", "_recovery_at", "_threshold", "_window")
-
-    def __init__(self, packet_size: int) -> None:
-        self._packet_size = packet_size
-        self._window = float(INITIAL_WINDOW_PACKETS * packet_size)
-        self._threshold = -1.0
-        self._recovery_at = -1.0
-
-    @property
-    def window(self) -> int:
-        return int(self._window)
-
-    @property
-    def is_slow_start(self) -> bool:
-        return self._threshold < 0.0 or self._window < self._threshold
-
-    def on_packet_acked(self, size: int, sent_at: float, bytes_in_flight: int) -> None:
-        """Grow the window; `bytes_in_flight` is what was in flight before this SACK."""
-        if sent_at <= self._recovery_at or bytes_in_flight < self._window / 2:
-            return  # in recovery, or the window is not what limits (RFC 9002 section 7.8)
-        if self.is_slow_start:
-            self._window += size
-        else:
-            self._window += self._packet_size * size / self._window
-
-    def on_packets_lost(self, newest_sent_at: float, now: float) -> None:
-        """Shrink the window, once for all losses of one round trip."""
-        if newest_sent_at <= self._recovery_at:
-            return
-        self._recovery_at = now
-        self._window = max(self._window * LOSS_REDUCTION, self._minimum)
-        self._threshold = self._window
-
-    def on_persistent_loss(self) -> None:
-        """Fall back to the smallest window: nothing came back for several probes."""
-        self._threshold = max(self._window * LOSS_REDUCTION, self._minimum)
-        self._window = self._minimum
-
-    def on_path_back(self, now: float) -> None:
-        """Answers come again: what was sent in the silence and is lost shrinks nothing further."""
-        self._recovery_at = now
-
-    @property
-    def _minimum(self) -> float:
-        return float(MINIMUM_WINDOW_PACKETS * self._packet_size)
-
-
 class Pacer:
     """A token bucket that spreads the window over the round trip (RFC 9002 section 7.7)."""
 
-    __slots__ = ("_packet_size", "_rate", "_tokens", "_updated_at")
+    __slots__ = ("_rate", "_tokens", "_updated_at", "packet_size")
 
     def __init__(self, packet_size: int) -> None:
-        self._packet_size = packet_size
+        self.packet_size = packet_size
         self._rate = 0.0
         self._tokens = 0.0
         self._updated_at = 0.0
 
     def refill(self, now: float, rate: float) -> None:
         """Add the tokens that `rate` bytes a second gave since the last call; 0.0: no limit yet."""
-        burst = max(float(PACING_BURST_PACKETS * self._packet_size), rate * PACING_BURST_TIME)
+        burst = max(float(PACING_BURST_PACKETS * self.packet_size), rate * PACING_BURST_TIME)
         if self._rate == 0.0:
             self._tokens = burst
         else:
@@ -155,9 +102,9 @@ class Pacer:
     @property
     def ready_at(self) -> float:
         """When the next packet may go; 0.0 for at once."""
-        if self._rate == 0.0 or self._tokens >= self._packet_size - 1.0:
+        if self._rate == 0.0 or self._tokens >= self.packet_size - 1.0:
             return 0.0  # one byte of slack: rounding must not ask for a wait of no time
-        return self._updated_at + (self._packet_size - self._tokens) / self._rate
+        return self._updated_at + (self.packet_size - self._tokens) / self._rate
 
     def on_packet_sent(self, size: int) -> None:
         self._tokens -= size

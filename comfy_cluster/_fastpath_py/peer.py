@@ -15,28 +15,47 @@ from collections import deque
 
 from .bitmap import ReceiveHistory
 from .buffers import IncomingBuffer, OutgoingBuffer
+from .congestion import CongestionController
+from .mtu import PathMtu
 from .packet import parse_sack
-from .path import (
-    PACING_GAIN,
-    PACING_GAIN_SLOW_START,
-    PERSISTENT_PROBES,
-    CongestionController,
-    Pacer,
-    RttEstimator,
-)
+from .path import Pacer, RttEstimator
 from .sent import LOST, MAX_CAPACITY, SentEntry, SentPackets
 
 MAX_ACK_DELAY = 0.001  # seconds that a SACK may be held back
 ACK_DELAY_LIMIT = 0.025  # seconds of claimed delay that are believed; RFC 9000 section 18.2
-SACK_EVERY = 2  # chunks that force a SACK; RFC 9000 section 13.2.2
+SACK_CHUNKS = 2  # chunks that force a SACK; RFC 9000 section 13.2.2
+SACK_BYTES = 14_400  # and how much they hold: ten packets on Ethernet, two jumbo frames
+SACK_EARLY_CHUNKS = 100  # until so many have come, the bytes do not matter: the start is short
 MAX_PROBE_INTERVAL = 1.0  # seconds; a peer that was stopped is found awake within this time
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
+PERSISTENT_PROBES = 3  # probes without an answer that collapse the window; RFC 9002 section 7.6
 INITIAL_RECEIVE_WINDOW = 262_144  # bytes, until the first SACK tells
 MINIMUM_RECEIVE_WINDOW = 65_536  # bytes; less could not hold one packet of the largest size
 KEEPALIVE_LIMIT = 60  # keepalives without a message: then the process behind the engine hangs
 MESSAGE_QUEUE_LIMIT = 1024  # messages waiting for the socket; control traffic is far below this
 
 NEVER = float("inf")
+
+PEER_NUMBERS = (
+    "packet_size",
+    "window",
+    "receive_window",
+    "packets_sent",
+    "packets_received",
+    "bytes_sent",
+    "bytes_received",
+    "chunks_sent",
+    "chunks_retransmitted",
+    "bytes_retransmitted",
+    "chunks_received",
+    "chunks_duplicate",
+    "packets_lost",
+    "spurious_losses",
+    "probes_sent",
+    "sacks_sent",
+    "sacks_received",
+    "last_received_at",
+)
 
 
 class PeerFlow:
@@ -50,6 +69,7 @@ class PeerFlow:
         local_session: int,
         remote_session: int,
         packet_size: int,
+        largest_packet_size: int,
         keepalive_interval: float,
         now: float,
     ) -> None:
@@ -57,9 +77,9 @@ class PeerFlow:
         self.address = address
         self.local_session = local_session
         self.remote_session = remote_session
-        self.packet_size = packet_size
+        self.mtu = PathMtu(packet_size, largest_packet_size, now)
         self.rtt = RttEstimator()
-        self.congestion = CongestionController(packet_size)
+        self.congestion = CongestionController(packet_size, index)
         self.pacer = Pacer(packet_size)
         self.sent = SentPackets()
         self.history = ReceiveHistory()
@@ -80,7 +100,10 @@ class PeerFlow:
         self._last_chunk_sent_at = 0.0
         self._largest_acked = -1
         self._largest_sack = -1
+        self._newly_acked = 0
+        self._newest_sent_at = 0.0
         self._chunks_since_sack = 0
+        self._bytes_since_sack = 0
         self.last_received_at = now
         self.packets_sent = 0
         self.packets_received = 0
@@ -97,14 +120,23 @@ class PeerFlow:
         self.sacks_sent = 0
         self.sacks_received = 0
 
+    @property
+    def packet_size(self) -> int:
+        """Bytes of UDP payload that the path is known to carry."""
+        return self.mtu.packet_size
+
     # Receiving chunks
 
-    def on_chunk_accepted(self, counter: int, *, is_complete: bool, now: float) -> None:
+    def on_chunk_accepted(self, counter: int, size: int, *, is_complete: bool, now: float) -> None:
         """Note that a chunk was placed, and decide when to tell the peer."""
         in_order = counter == self.history.largest + 1
         self.on_counter_accepted(counter, now)
         self._chunks_since_sack += 1
-        if is_complete or not in_order or self._chunks_since_sack >= SACK_EVERY:
+        self._bytes_since_sack += size
+        is_enough = self._chunks_since_sack >= SACK_CHUNKS and (
+            self._bytes_since_sack >= SACK_BYTES or self.chunks_received < SACK_EARLY_CHUNKS
+        )
+        if is_complete or not in_order or is_enough:
             self.sack_at = now
         else:
             self.sack_at = min(self.sack_at, now + MAX_ACK_DELAY)
@@ -126,6 +158,7 @@ class PeerFlow:
             self._keepalives_left -= 1
         self.sack_at = NEVER
         self._chunks_since_sack = 0
+        self._bytes_since_sack = 0
         self.sacks_sent += 1
 
     @property
@@ -136,7 +169,8 @@ class PeerFlow:
 
     @property
     def window(self) -> int:
-        return min(self.congestion.window, self.receive_window)
+        """Bytes that may be in flight. What is still under way fills no buffer of the receiver."""
+        return min(self.congestion.window, self.receive_window + self.congestion.underway)
 
     @property
     def can_send_chunk(self) -> bool:
@@ -154,12 +188,26 @@ class PeerFlow:
             self.lost.popleft()
         return bool(self.sending)
 
+    def is_ready(self, now: float) -> bool:
+        """Whether a chunk may leave now."""
+        if not self.has_chunks or not self.can_send_chunk:
+            return False
+        self.refill_pacer(now)
+        return self.pacer.ready_at <= now
+
+    @property
+    def due_at(self) -> float:
+        """When this flow has something to do, messages left aside."""
+        due = min(self.sack_due_at, self.loss_at, self.probe_at, self.mtu.due_at)
+        if self.has_chunks and self.can_send_chunk:
+            due = min(due, self.pacer.ready_at)
+        return due
+
     def refill_pacer(self, now: float) -> None:
         if not self.rtt.has_sample:
             self.pacer.refill(now, 0.0)
             return
-        gain = PACING_GAIN_SLOW_START if self.congestion.is_slow_start else PACING_GAIN
-        self.pacer.refill(now, gain * self.congestion.window / self.rtt.smoothed)
+        self.pacer.refill(now, self.congestion.pacing_rate(self.rtt.smoothed))
 
     def next_chunk(self) -> tuple[OutgoingBuffer, int]:
         """Take the chunk that goes next; `has_chunks` holds. Lost ones come first."""
@@ -208,6 +256,8 @@ class PeerFlow:
     def on_chunk_sent(
         self, counter: int, buffer: OutgoingBuffer, chunk_index: int, *, size: int, now: float
     ) -> None:
+        if self.sent.bytes_in_flight == 0:
+            self.congestion.on_restart(now)
         self.sent.put(SentEntry(counter, buffer, chunk_index, size=size, sent_at=now))
         self.pacer.on_packet_sent(size)
         self.chunks_sent += 1
@@ -227,39 +277,50 @@ class PeerFlow:
             self._largest_sack = counter
             self.receive_window = max(receive_window, MINIMUM_RECEIVE_WINDOW)
         newest = self.sent.get(largest)
+        ack_delay = min(ack_delay_us * 1e-6, ACK_DELAY_LIMIT)
+        rtt_sample = 0.0
         if newest is not None:  # called lost or not, else a path that became slow is never learned
-            ack_delay = min(ack_delay_us * 1e-6, ACK_DELAY_LIMIT)
             self.rtt.on_sample(now - newest.sent_at, ack_delay)
+            rtt_sample = self.rtt.latest
+        elif largest == self.mtu.counter:
+            self.rtt.on_sample(now - self.mtu.sent_at, ack_delay)
+        self._newest_sent_at = 0.0
+        self._newly_acked = 0
         completed = self._acknowledge(largest, words, now)
+        if not self.has_chunks:
+            self.congestion.on_app_limited()
+        self.congestion.on_sack(
+            self._newly_acked, self._newest_sent_at, rtt_sample, self.sent.bytes_in_flight, now
+        )
         self._detect_losses(now)
         self._set_probe_timer()
         return completed
 
     def _acknowledge(self, largest: int, words: list[int], now: float) -> list[OutgoingBuffer]:
         completed: list[OutgoingBuffer] = []
-        bytes_in_flight = self.sent.bytes_in_flight
         base = 64 * (largest // 64 - len(words) + 1)
         for number, word in enumerate(words):
             while word:
                 bit = word & -word
                 word ^= bit
-                entry = self.sent.get(base + 64 * number + bit.bit_length() - 1)
+                counter = base + 64 * number + bit.bit_length() - 1
+                entry = self.sent.get(counter)
                 if entry is not None:
-                    self._on_packet_acked(entry, bytes_in_flight, completed, now)
+                    self._on_packet_acked(entry, completed, now)
+                elif counter == self.mtu.counter and self.mtu.on_acked(counter, now):
+                    self._on_packet_size_changed()
         self._largest_acked = max(self._largest_acked, largest)
         return completed
 
     def _on_packet_acked(
-        self, entry: SentEntry, bytes_in_flight: int, completed: list[OutgoingBuffer], now: float
+        self, entry: SentEntry, completed: list[OutgoingBuffer], now: float
     ) -> None:
-        if self._probe_count >= PERSISTENT_PROBES:
-            self.congestion.on_path_back(now)
         self._probe_count = 0
+        self._newly_acked += entry.size
+        self._newest_sent_at = max(self._newest_sent_at, entry.sent_at)
         if entry.state == LOST:  # it was only late: allow that much more from now on
             self.spurious_losses += 1
             self._reordering = max(self._reordering, now - entry.sent_at - self.rtt.smoothed)
-        else:
-            self.congestion.on_packet_acked(entry.size, entry.sent_at, bytes_in_flight)
         self.sent.on_acked(entry)
         if entry.buffer.acked.add(entry.chunk_index) and entry.buffer.acked.is_complete:
             completed.append(entry.buffer)
@@ -268,11 +329,17 @@ class PeerFlow:
 
     def on_timer(self, now: float) -> None:
         """Do what is due at `now`."""
+        if self.mtu.on_timer(now):
+            self._on_packet_size_changed()
         if now >= self.loss_at:
             self._detect_losses(now)
             self._set_probe_timer()
         elif now >= self.probe_at:
-            self._probe()
+            self._probe(now)
+
+    def _on_packet_size_changed(self) -> None:
+        self.congestion.set_packet_size(self.packet_size)
+        self.pacer.packet_size = self.packet_size
 
     def _detect_losses(self, now: float) -> None:
         self.loss_at = NEVER
@@ -288,7 +355,7 @@ class PeerFlow:
             newest_lost_at = entry.sent_at
             self._on_packet_lost(entry)
         if newest_lost_at >= 0.0:
-            self.congestion.on_packets_lost(newest_lost_at, now)
+            self.congestion.on_packets_lost(newest_lost_at, self.rtt.latest, now)
 
     def _on_packet_lost(self, entry: SentEntry) -> None:
         self.packets_lost += 1
@@ -296,7 +363,7 @@ class PeerFlow:
         if entry.chunk_index not in entry.buffer.acked:
             self.lost.append((entry.buffer, entry.chunk_index))
 
-    def _probe(self) -> None:
+    def _probe(self, now: float) -> None:
         """Send the oldest packets again; after a few such probes count the whole flight as lost.
 
         Until then nothing says that the path is congested. From then on the window is so small
@@ -313,6 +380,8 @@ class PeerFlow:
             self._on_packet_lost(entry)
         if is_persistent:
             self.congestion.on_persistent_loss()
+        if self._probe_count >= PERSISTENT_PROBES:
+            self.mtu.verify(now)
         self._set_probe_timer()
 
     def _set_probe_timer(self) -> None:
@@ -324,10 +393,26 @@ class PeerFlow:
         self.probe_at = self._last_chunk_sent_at + max(interval, self.rtt.retransmit_timeout)
 
     def close_outgoing(self, buffer: OutgoingBuffer) -> None:
-        """Forget a buffer: nothing of it is sent or counted as in flight from now on."""
+        """Forget a buffer, and let go of its memory."""
         buffer.close()
+        self.silence(buffer)
+
+    def silence(self, buffer: OutgoingBuffer) -> None:
+        """Nothing of a buffer is sent or counted as in flight from now on."""
+        buffer.next_chunk = buffer.chunk_count
         if buffer in self.sending:
             self.sending.remove(buffer)
         self.lost = deque(item for item in self.lost if item[0] is not buffer)
         self.sent.forget_buffer(buffer)
         self._set_probe_timer()
+
+    def numbers(self) -> dict[str, float | int]:
+        """Return what is known of this flow; docs/protocol.md says what each number means."""
+        return {name: getattr(self, name) for name in PEER_NUMBERS} | {
+            "smoothed_rtt": self.rtt.smoothed,
+            "rtt_variance": self.rtt.variance,
+            "min_rtt": self.rtt.minimum,
+            "congestion_window": self.congestion.window,
+            "bandwidth": self.congestion.bandwidth,
+            "bytes_in_flight": self.sent.bytes_in_flight,
+        }

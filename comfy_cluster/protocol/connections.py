@@ -113,6 +113,13 @@ class Connections:
         peer = self.peers.get(index)
         return peer.packet_size if peer is not None and peer.is_connected else 0
 
+    def on_packet_size(self, index: int, packet_size: int) -> None:
+        """The engine found out what the path carries."""
+        peer = self.peers.get(index)
+        if peer is not None and peer.is_connected:
+            logger.debug("= %d takes packets of %d bytes", index, packet_size)
+            peer.packet_size = packet_size
+
     def _check_index(self, index: int) -> None:
         ours = self._settings
         if index == ours.instance_index or not 0 <= index < ours.instance_count:
@@ -264,6 +271,7 @@ class Connections:
             local_session=connection.local_session,
             remote_session=connection.remote_session,
             packet_size=peer.packet_size,
+            largest_packet_size=self._settings.probed_size_to(receivable),
             now=now,
         )
         self._stats.connections_made += 1

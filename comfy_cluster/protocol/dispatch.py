@@ -11,6 +11,7 @@ from comfy_cluster.fastpath import (
     EVENT_HELLO,
     EVENT_INCOMING_COMPLETE,
     EVENT_MESSAGE,
+    EVENT_PACKET_SIZE,
 )
 from comfy_cluster.protocol import events
 from comfy_cluster.protocol.chains import Chains
@@ -96,6 +97,9 @@ class Dispatch:
                 self._connections.on_hello(event[1], event[2], now)
             elif kind == EVENT_INCOMING_COMPLETE:
                 self._incoming.on_complete(event[2], now)
+            elif kind == EVENT_PACKET_SIZE:
+                self._connections.on_packet_size(event[1], event[2])
+                self._outgoing.on_packet_size(event[1], event[2], now)
         for peer in heard.values():
             self._send_acks(peer)
 

@@ -26,6 +26,7 @@ class EnginePort(Protocol):
         local_session: int,
         remote_session: int,
         packet_size: int,
+        largest_packet_size: int,
         now: float,
     ) -> None: ...
 

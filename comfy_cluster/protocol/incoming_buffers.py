@@ -118,6 +118,8 @@ class IncomingBuffers:
             self._replies.refuse(peer, announcement, code, text, now)
         else:
             self._expired.discard(announcement.key)
+            if message_type is not MessageType.MESSAGE_BUFFER:
+                self._store.drop_larger_chunks(peer, announcement)
             buffer = self._store.add(peer, message_type, announcement, is_claimed=is_claimed)
             self._routes.add(buffer)
             self._begin(buffer, now)

@@ -88,6 +88,14 @@ class IncomingStore:
         self._unclaimed_counts[peer] += not is_claimed
         return buffer
 
+    def drop_larger_chunks(self, peer: int, announcement: BufferAnnouncement) -> None:
+        """Forget what the peer announces anew because its path carries no such chunks any more."""
+        for buffer in list(self._by_key.get(announcement.key, {}).values()):
+            is_unfinished = buffer.state in (IncomingState.QUEUED, IncomingState.RECEIVING)
+            has_larger_chunks = buffer.announcement.chunk_size > announcement.chunk_size > 0
+            if is_unfinished and has_larger_chunks and buffer.peer == peer:
+                self.remove(buffer)
+
     def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
         """Take memory and its share of the budget. None: there is no memory."""
         is_inline = buffer.announcement.inline_payload is not None

@@ -239,6 +239,7 @@ class OutgoingBuffers:
         if failed.code is not FailureCode.CORRUPT:
             self._fail(buffer, TransferError(text, peer=peer), now)
         elif buffer.attempt < LARGEST_ATTEMPT and buffer.route is None:
+            buffer.attempt += 1
             self._send_again(buffer, now)
         else:
             self._fail(buffer, CorruptPayload(f"{text} ({buffer.attempt} times)"), now)
@@ -249,6 +250,21 @@ class OutgoingBuffers:
             text = f"instance {peer} gave up {buffer.key}: {cancel.reason or 'no reason given'}"
             self._fail(buffer, TransferCancelled(text, peer=peer), now)
 
+    def on_packet_size(self, peer: int, packet_size: int, now: float) -> None:
+        """Announce anew, in chunks that fit, what was announced in larger ones."""
+        largest_chunk = chunk_size_for(packet_size)
+        for buffer in self._transfers_to(peer):
+            if buffer.state is OutgoingState.WAITING or buffer.chunk_size <= largest_chunk:
+                continue
+            if buffer.message_type is MessageType.MESSAGE_BUFFER:  # these all have one key
+                cancel = BufferCancel(buffer.buffer_id, "sent anew in smaller chunks").pack()
+                self._courier.post_control(peer, MessageType.BUFFER_CANCEL, cancel, now)
+            if buffer.route is None:
+                self._send_again(buffer, now)
+            else:  # the origin of the chain finds another way
+                text = f"instance {peer} takes only smaller packets now"
+                self._fail(buffer, TransferError(text, peer=peer), now)
+
     def _of_peer(self, peer: int, buffer_id: int) -> OutgoingBuffer | None:
         buffer = self._by_buffer_id.get(buffer_id)
         return buffer if buffer is not None and buffer.peer == peer else None
@@ -257,7 +273,6 @@ class OutgoingBuffers:
         self._stats.buffers_resent += 1
         self._forget(buffer, now)
         self._send_accepted()
-        buffer.attempt += 1
         buffer.buffer_id = self.new_buffer_id()
         self._transfers[buffer.transfer_id] = self._by_buffer_id[buffer.buffer_id] = buffer
         self._announce(buffer, now)

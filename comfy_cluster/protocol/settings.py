@@ -10,6 +10,8 @@ from comfy_cluster.errors import ConfigError
 from comfy_cluster.fastpath import MAX_PACKET_SIZE, MAX_PEERS, MIN_PACKET_SIZE
 from comfy_cluster.wire import InstanceRole
 
+LARGEST_PROBE = 8_972  # bytes of UDP payload: 9,000, a jumbo frame, less the IPv4 and UDP headers
+
 
 @dataclass(frozen=True, slots=True)
 class ProtocolSettings:
@@ -34,8 +36,9 @@ class ProtocolSettings:
     engine_name: str = ""
     software_version: str = ""
     packet_size: int = MIN_PACKET_SIZE
-    """Largest packet to a peer on another machine. Paths are not probed: nothing above 1,200 bytes
-    is sure to arrive in one piece."""
+    """First packet size to a peer on another machine; larger ones are probed."""
+    largest_probe: int = LARGEST_PROBE
+    """Largest packet size that paths are probed for."""
     loopback_packet_size: int = 8_952
     """Largest packet to a peer on this machine, reached over a loopback address."""
     receivable_packet_size: int = MAX_PACKET_SIZE
@@ -80,6 +83,10 @@ class ProtocolSettings:
         if self.role is not None:
             return self.role
         return InstanceRole.LEADER if self.instance_index == 0 else InstanceRole.FOLLOWER
+
+    def probed_size_to(self, receivable: int) -> int:
+        """Bytes of the largest packet to probe for, to a peer that can receive `receivable`."""
+        return min(self.largest_probe, receivable)
 
     def packet_size_to(self, address: tuple[str, int], receivable: int) -> int:
         """Bytes of the largest packet to a peer there that says it can receive `receivable`."""

@@ -144,6 +144,5 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         software_version=core.software_version,
         engine_name=core.engine_name,
         rtt=flow["smoothed_rtt"] if flow["min_rtt"] else core.message_rtt or None,
-        packet_size=core.packet_size,
         **{name: flow[name] for name in names},
     )

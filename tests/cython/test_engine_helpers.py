@@ -61,7 +61,7 @@ def helpers(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 def test_header_is_packed_and_parsed(helpers: ModuleType) -> None:
     rng = random.Random(1)
-    for kind in (0xC0, 0xC1, 0xC2, 0xC3):
+    for kind in (0xC0, 0xC1, 0xC2, 0xC3, 0xC4):
         session, counter = rng.getrandbits(32), rng.getrandbits(63)
         data = helpers.pack_header(kind, session, counter)
         assert data == packets.packet(kind, session, counter)

@@ -15,7 +15,7 @@ from tests import packets
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 COUNTERS = st.integers(0, 2**63 - 1)
-KINDS = st.sampled_from([0xC0, 0xC1, 0xC2, 0xC3])
+KINDS = st.sampled_from([0xC0, 0xC1, 0xC2, 0xC3, 0xC4])
 CASES = settings(
     max_examples=100,
     deadline=None,
@@ -33,8 +33,9 @@ def test_constants_are_the_protocols(engine: ModuleType) -> None:
     assert engine.MAX_PACKET_SIZE == 65_507
     assert engine.MESSAGE_PAYLOAD_LIMIT == 1168
     assert engine.SACK_MAX_WORDS == 128
-    kinds = engine.KIND_HELLO, engine.KIND_MESSAGE, engine.KIND_CHUNK, engine.KIND_SACK
-    assert kinds == (0xC0, 0xC1, 0xC2, 0xC3)
+    names = ("HELLO", "MESSAGE", "CHUNK", "SACK", "PROBE")
+    kinds = tuple(getattr(engine, f"KIND_{name}") for name in names)
+    assert kinds == (0xC0, 0xC1, 0xC2, 0xC3, 0xC4)
 
 
 @pytest.mark.parametrize("packet_size", [1200, 1472, 8900, 65_507])
@@ -90,7 +91,7 @@ def test_no_bytes_raise(engine: ModuleType, data: bytes) -> None:
 
 
 def test_header_refuses_every_other_first_byte(engine: ModuleType) -> None:
-    for kind in set(range(256)) - {0xC0, 0xC1, 0xC2, 0xC3}:
+    for kind in set(range(256)) - {0xC0, 0xC1, 0xC2, 0xC3, 0xC4}:
         assert engine.parse_header(packets.packet(kind, 1, 1)) is None
 
 

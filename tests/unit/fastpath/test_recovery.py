@@ -160,8 +160,8 @@ def test_closing_a_buffer_ends_its_traffic(engine: ModuleType) -> None:
 
 
 def test_receiver_window_is_granted_by_its_sacks(engine: ModuleType) -> None:
-    """With a small receive capacity the flight stays under it, whatever the path could carry."""
-    run = Run(engine, Scenario(1, Link(delay=0.05), ()))
+    """With a small receive capacity no more is in flight than that and what the path holds."""
+    run = Run(engine, Scenario(1, Link(delay=0.05, rate=1_000_000.0, queue_size=1 << 20), ()))
     small = engine.PacketEngine(receive_capacity=100_000)
     run.instances[1].core = small
     run.instances[1].connect(0, local_session=200, remote_session=101, packet_size=1200, now=0.0)
@@ -169,8 +169,8 @@ def test_receiver_window_is_granted_by_its_sacks(engine: ModuleType) -> None:
     run_to_the_end(run, time_limit=60.0)
     stats = run.instances[0].core.peer_stats(1)
     assert stats["receive_window"] == 100_000
-    assert stats["congestion_window"] > 100_000
-    assert run.instances[0].largest_flight[1] <= 100_000
+    assert stats["congestion_window"] > 200_000
+    assert 100_000 < run.instances[0].largest_flight[1] <= 100_000 + 1.1 * 100_000
 
 
 def test_two_senders_share_the_receive_capacity(engine: ModuleType) -> None:

@@ -191,10 +191,18 @@ def test_many_small_buffers(engine: ModuleType) -> None:
     run_scenario(engine, Scenario(5, Link(delay=0.01, loss=0.05, jitter=0.02), transfers))
 
 
-def test_packets_over_the_mtu_never_arrive(engine: ModuleType) -> None:
-    """The engine trusts the packet size that it was given; on a smaller path it keeps probing."""
+def test_a_buffer_of_packets_over_the_mtu_falls_silent_once_that_is_known(
+    engine: ModuleType,
+) -> None:
+    """The engine trusts the packet size that it was given, until only small packets come back."""
     run = Run(engine, Scenario(1, Link(delay=0.001, mtu=1472), (), packet_size=8900))
     run.start(Transfer(0, 1, buffer_id=7, size=50_000))
     run.network.run_for(10.0)
     assert run.instances[1].events == []
-    assert run.instances[0].core.peer_stats(1)["bytes_received"] == 0
+    assert (engine.EVENT_PACKET_SIZE, 1, 1200) in run.instances[0].core.take_events()
+    stats = run.instances[0].core.peer_stats(1)
+    assert stats["packet_size"] == 1200
+    assert stats["bytes_in_flight"] == 0
+    packets_sent = stats["packets_sent"]
+    run.network.run_for(10.0)
+    assert run.instances[0].core.peer_stats(1)["packets_sent"] == packets_sent

@@ -84,6 +84,7 @@ class FakeEngine:
         local_session: int,
         remote_session: int,
         packet_size: int,
+        largest_packet_size: int,
         now: float,
     ) -> None:
         self.disconnect_peer(peer)

@@ -27,6 +27,7 @@ class Driver:
                 local_session=peer,
                 remote_session=peer,
                 packet_size=1_200,
+                largest_packet_size=0,
                 now=0.0,
             )
             self.liveness.add(peer, 0.0)

@@ -1,0 +1,342 @@
+# Window and pacing rate of one path: the compiled half of _fastpath_py/congestion.py, where the model
+# and the constants are explained. The arithmetic keeps its order: both give the same doubles.
+
+cdef enum:
+    C_INITIAL_WINDOW_PACKETS = 10
+    C_MINIMUM_WINDOW_PACKETS = 4
+    C_CYCLE_PHASES = 8
+    C_FIRST_CRUISE_PHASE = 2
+    C_CRUISE_PHASES = 6
+    C_WINDOW_ALLOWANCE_PACKETS = 10
+    C_BANDWIDTH_ROUNDS = 10
+    C_FLAT_ROUNDS = 3
+    C_COMPETING_ROUNDS = 16
+
+    MODE_STARTUP = 0
+    MODE_DRAIN = 1
+    MODE_CRUISE = 2
+    MODE_PROBE_RTT = 3
+
+cdef double C_STARTUP_GAIN = 2.885
+cdef double C_PACING_GAIN_STARTUP = 2.0
+cdef double C_WINDOW_GAIN = 2.0
+cdef double C_ROUND_FLOOR = 0.001
+cdef double C_GROWTH = 1.25
+cdef double C_MIN_RTT_LIFETIME = 10.0
+cdef double C_PROBE_RTT_TIME = 0.2
+cdef double C_PROBE_RTT_GAIN = 0.5
+cdef double C_EMPTY_QUEUE_FACTOR = 1.25
+cdef double C_LOSS_REDUCTION = 0.7
+cdef double C_CUBIC_C = 0.4
+cdef double C_FRIENDLY_GROWTH = 0.53
+cdef double C_COMPETING_PACING_GAIN = 1.25
+
+cdef struct Congestion:
+    uint32_t packet_size
+    int mode
+    double bandwidth
+    double min_rtt
+    double window
+    double rates[C_BANDWIDTH_ROUNDS]
+    uint64_t round_number
+    double round_at
+    double round_sent_at
+    int64_t round_delivered
+    double round_min_rtt
+    bint is_app_limited
+    double full_rate
+    double full_rate_at
+    uint32_t flat_rounds
+    uint32_t cycle_phase
+    double cycle_at
+    double min_rtt_at
+    double probe_rtt_ends_at
+    uint32_t filled_rounds
+    double loss_window
+    double loss_maximum
+    double loss_at
+
+
+cdef inline double larger(double a, double b) noexcept nogil:
+    return b if b > a else a
+
+
+cdef inline double smaller(double a, double b) noexcept nogil:
+    return b if b < a else a
+
+
+cdef inline void congestion_init(
+    Congestion* state, uint32_t packet_size, uint32_t phase
+) noexcept nogil:
+    memset(state, 0, sizeof(Congestion))
+    state.packet_size = packet_size
+    state.window = <double>C_INITIAL_WINDOW_PACKETS * packet_size
+    state.cycle_phase = C_FIRST_CRUISE_PHASE + phase % C_CRUISE_PHASES
+
+
+cdef inline int64_t congestion_window(const Congestion* state) noexcept nogil:
+    return <int64_t>larger(state.window, state.loss_window)
+
+
+cdef inline double congestion_minimum(const Congestion* state) noexcept nogil:
+    return <double>C_MINIMUM_WINDOW_PACKETS * state.packet_size
+
+
+cdef inline int64_t congestion_underway(const Congestion* state) noexcept nogil:
+    return <int64_t>(state.bandwidth * state.min_rtt)
+
+
+cdef inline double congestion_path_size(const Congestion* state) noexcept nogil:
+    return state.bandwidth * larger(state.min_rtt, C_ROUND_FLOOR)
+
+
+cdef inline bint congestion_is_empty_queue(const Congestion* state, double rtt) noexcept nogil:
+    return rtt <= C_EMPTY_QUEUE_FACTOR * state.min_rtt + C_ROUND_FLOOR
+
+
+cdef inline double congestion_cycle_gain(const Congestion* state) noexcept nogil:
+    if state.cycle_phase == 0:
+        return 1.25
+    return 0.75 if state.cycle_phase == 1 else 1.0
+
+
+cdef inline double congestion_pacing_rate(const Congestion* state, double smoothed_rtt) noexcept nogil:
+    cdef double gain = 1.0
+    cdef double rate
+    if state.mode == MODE_STARTUP or state.bandwidth == 0.0:
+        return C_PACING_GAIN_STARTUP * <double>congestion_window(state) / smoothed_rtt
+    if state.mode == MODE_DRAIN:
+        gain = 1.0 / C_STARTUP_GAIN
+    elif state.mode == MODE_CRUISE:
+        gain = congestion_cycle_gain(state)
+    rate = larger(gain * state.bandwidth, congestion_minimum(state) / smoothed_rtt)
+    if state.loss_window > 0.0:
+        rate = larger(rate, C_COMPETING_PACING_GAIN * state.loss_window / smoothed_rtt)
+    return rate
+
+
+cdef inline void congestion_set_packet_size(Congestion* state, uint32_t packet_size) noexcept nogil:
+    state.packet_size = packet_size
+    state.window = larger(state.window, congestion_minimum(state))
+
+
+cdef inline void congestion_begin_round(Congestion* state, double sent_at, double now) noexcept nogil:
+    state.round_at = now
+    state.round_sent_at = sent_at
+    state.round_delivered = 0
+    state.round_min_rtt = 0.0
+    state.is_app_limited = False
+
+
+cdef inline void congestion_on_restart(Congestion* state, double now) noexcept nogil:
+    congestion_begin_round(state, now, now)
+    state.cycle_at = now
+
+
+cdef inline void congestion_on_rtt(
+    Congestion* state, double rtt, int64_t flight_before, double now
+) noexcept nogil:
+    cdef bint is_old = now - state.min_rtt_at > C_MIN_RTT_LIFETIME
+    cdef bint is_lightly_loaded = (
+        <double>flight_before <= C_PROBE_RTT_GAIN * congestion_path_size(state)
+    )
+    if state.round_min_rtt == 0.0 or rtt < state.round_min_rtt:
+        state.round_min_rtt = rtt
+    if state.min_rtt == 0.0 or rtt <= state.min_rtt or (is_old and is_lightly_loaded):
+        state.min_rtt = rtt
+        state.min_rtt_at = now
+    elif is_old and state.mode == MODE_CRUISE:
+        state.mode = MODE_PROBE_RTT
+        state.probe_rtt_ends_at = now + C_PROBE_RTT_TIME + state.min_rtt
+        state.min_rtt = rtt
+
+
+cdef inline void congestion_add_rate(Congestion* state, double rate, double now) noexcept nogil:
+    cdef int number
+    if state.is_app_limited and rate <= state.bandwidth:
+        return
+    state.round_number += 1
+    state.rates[state.round_number % C_BANDWIDTH_ROUNDS] = rate
+    state.bandwidth = state.rates[0]
+    for number in range(1, C_BANDWIDTH_ROUNDS):
+        state.bandwidth = larger(state.bandwidth, state.rates[number])
+    if state.mode != MODE_STARTUP:
+        return
+    if state.bandwidth >= C_GROWTH * state.full_rate:
+        state.full_rate = state.bandwidth
+        state.full_rate_at = now
+        state.flat_rounds = 0
+        return
+    state.flat_rounds += 1
+    if (
+        state.flat_rounds >= C_FLAT_ROUNDS
+        and now - state.full_rate_at >= C_FLAT_ROUNDS * C_ROUND_FLOOR
+    ):
+        state.mode = MODE_DRAIN
+
+
+cdef inline void congestion_watch_queue(Congestion* state, double now) noexcept nogil:
+    if state.mode == MODE_STARTUP or congestion_is_empty_queue(state, state.round_min_rtt):
+        state.filled_rounds = 0
+        state.loss_window = 0.0
+        return
+    state.filled_rounds += 1
+    if state.filled_rounds == C_COMPETING_ROUNDS:
+        state.loss_window = larger(state.window, congestion_minimum(state))
+        state.loss_maximum = state.loss_window
+        state.loss_at = now
+
+
+cdef inline void congestion_end_round(
+    Congestion* state, double newest_sent_at, double now
+) noexcept nogil:
+    cdef double seconds = larger(now - state.round_at, newest_sent_at - state.round_sent_at)
+    if seconds > 0.0:
+        congestion_add_rate(state, <double>state.round_delivered / seconds, now)
+    if state.round_min_rtt > 0.0:
+        congestion_watch_queue(state, now)
+    congestion_begin_round(state, newest_sent_at, now)
+
+
+cdef inline void congestion_advance_mode(
+    Congestion* state, int64_t bytes_in_flight, double now
+) noexcept nogil:
+    cdef bint has_drained = <double>bytes_in_flight <= congestion_path_size(state)
+    if state.mode == MODE_DRAIN and has_drained:
+        state.mode = MODE_CRUISE
+        state.cycle_at = now
+    elif state.mode == MODE_PROBE_RTT and now >= state.probe_rtt_ends_at:
+        state.mode = MODE_CRUISE
+        state.min_rtt_at = now
+        state.cycle_at = now
+    elif state.mode == MODE_CRUISE:
+        if now - state.cycle_at >= larger(state.min_rtt, C_ROUND_FLOOR) or (
+            congestion_cycle_gain(state) < 1.0 and has_drained
+        ):
+            state.cycle_phase = (state.cycle_phase + 1) % C_CYCLE_PHASES
+            state.cycle_at = now
+
+
+cdef inline void congestion_update_window(
+    Congestion* state, int64_t acked, int64_t flight_before
+) noexcept nogil:
+    cdef double path_size = congestion_path_size(state)
+    cdef double allowance = <double>C_WINDOW_ALLOWANCE_PACKETS * state.packet_size
+    cdef double target
+    if state.mode == MODE_STARTUP:
+        if <double>flight_before >= state.window / 2 and (
+            state.bandwidth == 0.0 or state.window < C_STARTUP_GAIN * path_size + allowance
+        ):
+            state.window += acked
+        return
+    target = C_WINDOW_GAIN * path_size + allowance
+    if state.mode == MODE_PROBE_RTT:
+        target = C_PROBE_RTT_GAIN * path_size
+    state.window = larger(smaller(state.window + acked, target), congestion_minimum(state))
+
+
+cdef inline void congestion_grow_loss_window(Congestion* state, int64_t acked, double now) noexcept nogil:
+    cdef double packet = <double>state.packet_size
+    cdef double maximum, plateau, elapsed, cubic, limit
+    state.loss_window += C_FRIENDLY_GROWTH * packet * acked / state.loss_window
+    maximum = state.loss_maximum / packet
+    plateau = pow(maximum * (1.0 - C_LOSS_REDUCTION) / C_CUBIC_C, 1.0 / 3.0)
+    elapsed = now - state.loss_at - plateau
+    cubic = packet * (C_CUBIC_C * elapsed * elapsed * elapsed + maximum)
+    limit = state.loss_window + <double>acked / 2.0
+    state.loss_window = larger(state.loss_window, smaller(cubic, limit))
+
+
+cdef inline void congestion_on_sack(
+    Congestion* state, int64_t acked, double newest_sent_at, double rtt, int64_t bytes_in_flight,
+    double now
+) noexcept nogil:
+    cdef double floor = 0.0 if state.mode == MODE_STARTUP else C_ROUND_FLOOR
+    if acked == 0:
+        return
+    state.round_delivered += acked
+    if rtt > 0.0:
+        congestion_on_rtt(state, rtt, bytes_in_flight + acked, now)
+    if newest_sent_at >= state.round_at and now - state.round_at >= floor:
+        congestion_end_round(state, newest_sent_at, now)
+    congestion_advance_mode(state, bytes_in_flight, now)
+    congestion_update_window(state, acked, bytes_in_flight + acked)
+    if state.loss_window > 0.0:
+        congestion_grow_loss_window(state, acked, now)
+
+
+cdef inline void congestion_on_lost(
+    Congestion* state, double newest_sent_at, double rtt, double now
+) noexcept nogil:
+    if state.mode == MODE_STARTUP and not congestion_is_empty_queue(state, rtt):
+        state.mode = MODE_DRAIN
+    if state.loss_window > 0.0 and newest_sent_at > state.loss_at:
+        state.loss_maximum = state.loss_window
+        state.loss_window = larger(
+            state.loss_window * C_LOSS_REDUCTION, congestion_minimum(state)
+        )
+        state.loss_at = now
+
+
+cdef inline void congestion_on_persistent_loss(Congestion* state) noexcept nogil:
+    state.window = congestion_minimum(state)
+    state.loss_window = 0.0
+    state.filled_rounds = 0
+
+
+cdef class CongestionController:
+    cdef Congestion state
+
+    def __cinit__(self, uint32_t packet_size, uint32_t phase=0):
+        congestion_init(&self.state, packet_size, phase)
+
+    @property
+    def window(self):
+        return congestion_window(&self.state)
+
+    @property
+    def underway(self):
+        return congestion_underway(&self.state)
+
+    @property
+    def bandwidth(self):
+        return self.state.bandwidth
+
+    @property
+    def min_rtt(self):
+        return self.state.min_rtt
+
+    @property
+    def mode(self):
+        return self.state.mode
+
+    @property
+    def is_startup(self):
+        return self.state.mode == MODE_STARTUP
+
+    @property
+    def is_competing(self):
+        return self.state.loss_window > 0.0
+
+    def pacing_rate(self, double smoothed_rtt):
+        return congestion_pacing_rate(&self.state, smoothed_rtt)
+
+    def set_packet_size(self, uint32_t packet_size):
+        congestion_set_packet_size(&self.state, packet_size)
+
+    def on_restart(self, double now):
+        congestion_on_restart(&self.state, now)
+
+    def on_app_limited(self):
+        self.state.is_app_limited = True
+
+    def on_sack(
+        self, int64_t acked, double newest_sent_at, double rtt, int64_t bytes_in_flight, double now
+    ):
+        congestion_on_sack(&self.state, acked, newest_sent_at, rtt, bytes_in_flight, now)
+
+    def on_packets_lost(self, double newest_sent_at, double rtt, double now):
+        congestion_on_lost(&self.state, newest_sent_at, rtt, now)
+
+    def on_persistent_loss(self):
+        congestion_on_persistent_loss(&self.state)

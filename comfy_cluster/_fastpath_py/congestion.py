@@ -1,0 +1,269 @@
+"""How much may be in flight on one path, and how fast it may leave.
+
+How it works. A model of the path is kept, as in BBR (draft-cardwell-iccrg-bbr-congestion-control):
+the bandwidth is the largest delivery rate of the last rounds, the round trip the smallest of the
+last seconds. The window is twice their product, packets leave at the bandwidth, and now and then
+a little faster, to see whether there is more, then a little slower, so that the queue empties.
+A lost packet alone changes nothing, so a lossy link stays full.
+Who shares a queue with a loss-based sender starves by these rules. When the queue stays filled
+although this sender drained its own part, a window as in CUBIC (RFC 9438) runs beside, and the
+larger of both counts, until the queue was seen empty again.
+
+No clock: `now` and samples come in, in seconds; sizes are bytes of UDP payload. The arithmetic
+keeps its order in the compiled engine, so that both give the same doubles.
+"""
+
+from __future__ import annotations
+
+INITIAL_WINDOW_PACKETS = 10  # RFC 9002 section 7.2
+MINIMUM_WINDOW_PACKETS = 4  # RFC 9002 has 2, which cannot show a loss before a probe does
+STARTUP_GAIN = 2.885  # 2 / ln 2: the rate doubles each round
+PACING_GAIN_STARTUP = 2.0  # of a window that itself grows by what is acknowledged
+CYCLE_GAINS = (1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+FIRST_CRUISE_PHASE = 2
+CRUISE_PHASES = 6
+WINDOW_GAIN = 2.0
+WINDOW_ALLOWANCE_PACKETS = 10  # SACKs come for several packets at a time
+BANDWIDTH_ROUNDS = 10  # a cycle and two more
+ROUND_FLOOR = 0.001  # seconds; below it timers and schedulers are measured, not the path
+GROWTH = 1.25  # a rate that grows by less for three rounds fills the path
+FLAT_ROUNDS = 3
+MIN_RTT_LIFETIME = 10.0  # seconds
+PROBE_RTT_TIME = 0.2  # seconds
+PROBE_RTT_GAIN = 0.5
+EMPTY_QUEUE_FACTOR = 1.25  # of the smallest round trip, and a millisecond on top
+COMPETING_ROUNDS = 16  # two cycles without an empty queue: somebody else fills it
+LOSS_REDUCTION = 0.7  # RFC 9438 section 4.6
+CUBIC_C = 0.4  # RFC 9438 section 5.1
+FRIENDLY_GROWTH = 0.53  # packets a round trip: as Reno on average; RFC 9438 section 4.3
+COMPETING_PACING_GAIN = 1.25  # RFC 9002 section 7.7
+
+STARTUP = 0
+DRAIN = 1
+CRUISE = 2
+PROBE_RTT = 3
+
+
+class CongestionController:
+    """Window and pacing rate of one path."""
+
+    def __init__(self, packet_size: int, phase: int = 0) -> None:
+        """`phase`: any number; flows that begin at different ones do not probe together."""
+        self.packet_size = packet_size
+        self.mode = STARTUP
+        self.bandwidth = 0.0
+        self.min_rtt = 0.0
+        self._window = float(INITIAL_WINDOW_PACKETS * packet_size)
+        self._rates = [0.0] * BANDWIDTH_ROUNDS
+        self._round_number = 0
+        self._round_at = 0.0
+        self._round_sent_at = 0.0
+        self._round_delivered = 0
+        self._round_min_rtt = 0.0
+        self._is_app_limited = False
+        self._full_rate = 0.0
+        self._full_rate_at = 0.0
+        self._flat_rounds = 0
+        self._cycle_phase = FIRST_CRUISE_PHASE + phase % CRUISE_PHASES
+        self._cycle_at = 0.0
+        self._min_rtt_at = 0.0
+        self._probe_rtt_ends_at = 0.0
+        self._filled_rounds = 0
+        self._loss_window = 0.0
+        self._loss_maximum = 0.0
+        self._loss_at = 0.0
+
+    @property
+    def window(self) -> int:
+        """Bytes that may be in flight."""
+        return int(max(self._window, self._loss_window))
+
+    @property
+    def underway(self) -> int:
+        """Bytes that are between the two ends while the path is full, in neither's memory."""
+        return int(self.bandwidth * self.min_rtt)
+
+    @property
+    def is_startup(self) -> bool:
+        return self.mode == STARTUP
+
+    @property
+    def is_competing(self) -> bool:
+        """Whether somebody else keeps the queue filled."""
+        return self._loss_window > 0.0
+
+    def pacing_rate(self, smoothed_rtt: float) -> float:
+        """Return bytes a second, given the smoothed round trip in seconds."""
+        if self.mode == STARTUP or self.bandwidth == 0.0:
+            return PACING_GAIN_STARTUP * self.window / smoothed_rtt
+        gain = 1.0
+        if self.mode == DRAIN:
+            gain = 1.0 / STARTUP_GAIN
+        elif self.mode == CRUISE:
+            gain = CYCLE_GAINS[self._cycle_phase]
+        rate = max(gain * self.bandwidth, self._minimum / smoothed_rtt)
+        if self._loss_window > 0.0:
+            rate = max(rate, COMPETING_PACING_GAIN * self._loss_window / smoothed_rtt)
+        return rate
+
+    def set_packet_size(self, packet_size: int) -> None:
+        self.packet_size = packet_size
+        self._window = max(self._window, self._minimum)
+
+    # What happens
+
+    def on_restart(self, now: float) -> None:
+        """Something is sent after nothing was in flight: what lay between is no measurement."""
+        self._begin_round(now, now)
+        self._cycle_at = now
+
+    def on_app_limited(self) -> None:
+        """There is less to send than the window allows: rates are too small from here on."""
+        self._is_app_limited = True
+
+    def on_sack(
+        self, acked: int, newest_sent_at: float, rtt: float, bytes_in_flight: int, now: float
+    ) -> None:
+        """Take a SACK for `acked` bytes, the last of which were sent at `newest_sent_at`.
+
+        `rtt`: the sample that came with it, 0.0 without one. `bytes_in_flight`: after it.
+        """
+        if acked == 0:
+            return
+        self._round_delivered += acked
+        if rtt > 0.0:
+            self._on_rtt(rtt, bytes_in_flight + acked, now)
+        floor = 0.0 if self.mode == STARTUP else ROUND_FLOOR
+        if newest_sent_at >= self._round_at and now - self._round_at >= floor:
+            self._end_round(newest_sent_at, now)
+        self._advance_mode(bytes_in_flight, now)
+        self._update_window(acked, bytes_in_flight + acked)
+        if self._loss_window > 0.0:
+            self._grow_loss_window(acked, now)
+
+    def on_packets_lost(self, newest_sent_at: float, rtt: float, now: float) -> None:
+        """Take a loss, once for all losses of one round trip; `rtt` is the latest sample."""
+        if self.mode == STARTUP and not self._is_empty_queue(rtt):
+            self.mode = DRAIN
+        if self._loss_window > 0.0 and newest_sent_at > self._loss_at:
+            self._loss_maximum = self._loss_window
+            self._loss_window = max(self._loss_window * LOSS_REDUCTION, self._minimum)
+            self._loss_at = now
+
+    def on_persistent_loss(self) -> None:
+        """Fall back to the smallest window: nothing came back for several probes."""
+        self._window = self._minimum
+        self._loss_window = 0.0
+        self._filled_rounds = 0
+
+    # The model
+
+    @property
+    def _minimum(self) -> float:
+        return float(MINIMUM_WINDOW_PACKETS * self.packet_size)
+
+    @property
+    def _path_size(self) -> float:
+        """Bytes that the path holds without a queue."""
+        return self.bandwidth * max(self.min_rtt, ROUND_FLOOR)
+
+    def _is_empty_queue(self, rtt: float) -> bool:
+        return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + ROUND_FLOOR
+
+    def _on_rtt(self, rtt: float, flight_before: int, now: float) -> None:
+        if self._round_min_rtt == 0.0 or rtt < self._round_min_rtt:
+            self._round_min_rtt = rtt
+        is_old = now - self._min_rtt_at > MIN_RTT_LIFETIME
+        is_lightly_loaded = flight_before <= PROBE_RTT_GAIN * self._path_size
+        if self.min_rtt == 0.0 or rtt <= self.min_rtt or (is_old and is_lightly_loaded):
+            self.min_rtt = rtt
+            self._min_rtt_at = now
+        elif is_old and self.mode == CRUISE:
+            self.mode = PROBE_RTT
+            self._probe_rtt_ends_at = now + PROBE_RTT_TIME + self.min_rtt
+            self.min_rtt = rtt
+
+    def _begin_round(self, sent_at: float, now: float) -> None:
+        self._round_at = now
+        self._round_sent_at = sent_at
+        self._round_delivered = 0
+        self._round_min_rtt = 0.0
+        self._is_app_limited = False
+
+    def _end_round(self, newest_sent_at: float, now: float) -> None:
+        seconds = max(now - self._round_at, newest_sent_at - self._round_sent_at)
+        if seconds > 0.0:
+            self._add_rate(self._round_delivered / seconds, now)
+        if self._round_min_rtt > 0.0:
+            self._watch_queue(now)
+        self._begin_round(newest_sent_at, now)
+
+    def _add_rate(self, rate: float, now: float) -> None:
+        if self._is_app_limited and rate <= self.bandwidth:
+            return
+        self._round_number += 1
+        self._rates[self._round_number % BANDWIDTH_ROUNDS] = rate
+        self.bandwidth = max(self._rates)
+        if self.mode != STARTUP:
+            return
+        if self.bandwidth >= GROWTH * self._full_rate:
+            self._full_rate = self.bandwidth
+            self._full_rate_at = now
+            self._flat_rounds = 0
+            return
+        self._flat_rounds += 1
+        if (
+            self._flat_rounds >= FLAT_ROUNDS
+            and now - self._full_rate_at >= FLAT_ROUNDS * ROUND_FLOOR
+        ):
+            self.mode = DRAIN
+
+    def _watch_queue(self, now: float) -> None:
+        if self.mode == STARTUP or self._is_empty_queue(self._round_min_rtt):
+            self._filled_rounds = 0
+            self._loss_window = 0.0
+            return
+        self._filled_rounds += 1
+        if self._filled_rounds == COMPETING_ROUNDS:
+            self._loss_window = max(self._window, self._minimum)
+            self._loss_maximum = self._loss_window
+            self._loss_at = now
+
+    def _advance_mode(self, bytes_in_flight: int, now: float) -> None:
+        if self.mode == DRAIN and bytes_in_flight <= self._path_size:
+            self.mode = CRUISE
+            self._cycle_at = now
+        elif self.mode == PROBE_RTT and now >= self._probe_rtt_ends_at:
+            self.mode = CRUISE
+            self._min_rtt_at = now
+            self._cycle_at = now
+        elif self.mode == CRUISE:
+            is_over = now - self._cycle_at >= max(self.min_rtt, ROUND_FLOOR)
+            is_drained = CYCLE_GAINS[self._cycle_phase] < 1.0 and bytes_in_flight <= self._path_size
+            if is_over or is_drained:
+                self._cycle_phase = (self._cycle_phase + 1) % len(CYCLE_GAINS)
+                self._cycle_at = now
+
+    def _update_window(self, acked: int, flight_before: int) -> None:
+        allowance = float(WINDOW_ALLOWANCE_PACKETS * self.packet_size)
+        if self.mode == STARTUP:
+            limit = STARTUP_GAIN * self._path_size + allowance
+            if flight_before >= self._window / 2 and (
+                self.bandwidth == 0.0 or self._window < limit
+            ):
+                self._window += acked
+            return
+        target = WINDOW_GAIN * self._path_size + allowance
+        if self.mode == PROBE_RTT:
+            target = PROBE_RTT_GAIN * self._path_size
+        self._window = max(min(self._window + acked, target), self._minimum)
+
+    def _grow_loss_window(self, acked: int, now: float) -> None:
+        packet = float(self.packet_size)
+        self._loss_window += FRIENDLY_GROWTH * packet * acked / self._loss_window
+        maximum = self._loss_maximum / packet
+        plateau = (maximum * (1.0 - LOSS_REDUCTION) / CUBIC_C) ** (1.0 / 3.0)
+        elapsed = now - self._loss_at - plateau
+        cubic = packet * (CUBIC_C * elapsed * elapsed * elapsed + maximum)
+        limit = self._loss_window + acked / 2.0
+        self._loss_window = max(self._loss_window, min(cubic, limit))
