@@ -22,7 +22,7 @@ from comfy_cluster.transport.control import ControlThread
 from comfy_cluster.transport.digests import DigestPool
 from comfy_cluster.transport.engine_threads import EngineThreads
 from comfy_cluster.transport.incoming import IncomingHandles
-from comfy_cluster.transport.memory import allocate
+from comfy_cluster.transport.memory import MemoryPool
 from comfy_cluster.transport.outgoing import OutgoingHandles
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.transport.routing import EventRouter, Listeners
@@ -32,6 +32,7 @@ logger = logging.getLogger("comfy_cluster.transport")
 # While Python code elsewhere keeps the GIL, no heartbeat leaves; the engine's keepalives do.
 KEEPALIVES_PER_TIMEOUT = 3
 FAREWELL_BURSTS = 16  # of packets at most, in which the core says goodbye to all peers
+KEPT_SHARE = 2  # of the memory budget, in memory that is kept for the payloads to come
 POOR_RECEIVE_CAPACITY = 1 << 20  # bytes; less than this limits a transfer at 1 Gbit/s and 8 ms
 
 
@@ -71,7 +72,7 @@ def assemble(
         settings,
         engine,
         rng=random.SystemRandom(),
-        allocate=allocate,
+        allocate=MemoryPool(config.memory_budget // KEPT_SHARE).allocate,
         now=time.monotonic(),
     )
     digests = DigestPool(on_failure=on_failure)

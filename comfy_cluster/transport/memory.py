@@ -7,6 +7,9 @@ How it works: memory is never unmapped by hand, because a tensor made by `torch.
 succeed, and the next access would end the process. It goes when the last view of it goes. Budget
 and memory part ways there on purpose: ComfyUI caches tensors for as long as it likes, and a budget
 that waited for them would block all later transfers.
+
+Fresh pages must be zeroed by the kernel, which costs as much as receiving into them. So memory that
+goes is kept in a `MemoryPool` for the next payload; the kernel may take its pages back meanwhile.
 """
 
 from __future__ import annotations
@@ -14,23 +17,73 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import threading
 import weakref
 from collections.abc import Callable
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers; prefixes are multiples of it
-# Bytes from which fresh pages of their own pay off: four huge pages on x86-64 and most of ARM64.
-# Below, malloc reuses memory that was touched before.
-MAPPED_SIZE = 8 << 20
+# Bytes from which pages of their own, that are kept, pay off. Below, malloc reuses memory that was
+# touched before.
+MAPPED_SIZE = 1 << 20
+HUGE_PAGE = 2 << 20  # bytes; on x86-64 and most of ARM64
+LARGEST_WASTE = 2  # times the size that is asked for, of a kept block that serves for it
+
+
+class MemoryPool:
+    """Gives memory, and keeps up to `keep_limit` bytes of what went for later. Any thread."""
+
+    def __init__(self, keep_limit: int) -> None:
+        self._keep_limit = keep_limit
+        self._kept: list[mmap.mmap] = []
+        self._kept_size = 0
+        # A garbage collection may give back in the midst of an allocation, on the same thread.
+        self._lock = threading.RLock()
+
+    @property
+    def kept_size(self) -> int:
+        """Bytes that wait for the next payload."""
+        return self._kept_size
+
+    def allocate(self, size: int) -> memoryview:
+        """Writable memory of `size` bytes, aligned to `ALIGNMENT`, with any content.
+
+        Raises MemoryError.
+        """
+        if size < MAPPED_SIZE:
+            return _aligned(size)
+        try:
+            block = self._take(size) or _map(-(-size // HUGE_PAGE) * HUGE_PAGE)
+            lent = (ctypes.c_ubyte * len(block)).from_buffer(block)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"{size} bytes for a payload: {error}") from error
+        weakref.finalize(lent, self._give_back, block).atexit = False
+        return memoryview(lent).cast("B")[:size]
+
+    def _take(self, size: int) -> mmap.mmap | None:
+        with self._lock:
+            fitting = [block for block in self._kept if size <= len(block) <= LARGEST_WASTE * size]
+            if not fitting:
+                return None
+            block = min(fitting, key=len)
+            self._kept.remove(block)
+            self._kept_size -= len(block)
+            return block
+
+    def _give_back(self, block: mmap.mmap) -> None:
+        """The last view of a block has gone; what is over the limit goes with it."""
+        if hasattr(mmap, "MADV_FREE"):  # the kernel may have the pages while nobody needs them
+            with contextlib.suppress(OSError):
+                block.madvise(mmap.MADV_FREE)
+        with self._lock:
+            self._kept.append(block)
+            self._kept_size += len(block)
+            while self._kept_size > self._keep_limit:
+                self._kept_size -= len(self._kept.pop(0))
 
 
 def allocate(size: int) -> memoryview:
     """Writable memory of `size` bytes, zeroed, aligned to `ALIGNMENT`. Raises MemoryError."""
-    if size < MAPPED_SIZE:
-        return _aligned(size)
-    try:
-        return memoryview(_map(size))
-    except OSError as error:
-        raise MemoryError(f"{size} bytes for a payload: {error}") from error
+    return MemoryPool(0).allocate(size)
 
 
 def _aligned(size: int) -> memoryview:

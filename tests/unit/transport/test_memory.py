@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import mmap
+import threading
 import weakref
 
 import pytest
 
-from comfy_cluster.transport.memory import ALIGNMENT, MAPPED_SIZE, ReceivedBuffer, allocate
+from comfy_cluster.transport.memory import (
+    ALIGNMENT,
+    MAPPED_SIZE,
+    MemoryPool,
+    ReceivedBuffer,
+    allocate,
+)
 
 SIZES = [0, 1, 1000, MAPPED_SIZE - 1, MAPPED_SIZE, MAPPED_SIZE + 12345]
 
@@ -63,12 +69,80 @@ def test_tensor_keeps_the_memory_after_release(size: int) -> None:
 def test_memory_goes_with_its_last_view() -> None:
     torch = pytest.importorskip("torch")
     memory = allocate(MAPPED_SIZE)
-    assert isinstance(memory.obj, mmap.mmap)
-    mapped = weakref.ref(memory.obj)
+    lent = weakref.ref(memory.obj)
     tensor = torch.frombuffer(memory, dtype=torch.uint8)
     del memory
     gc.collect()
-    assert mapped() is not None
+    assert lent() is not None
     del tensor
     gc.collect()
-    assert mapped() is None
+    assert lent() is None
+
+
+def address_of(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def test_memory_that_went_serves_the_next_payload() -> None:
+    pool = MemoryPool(8 << 20)
+    memory = pool.allocate(3 << 20)
+    first = address_of(memory)
+    assert pool.kept_size == 0
+    del memory
+    gc.collect()
+    assert pool.kept_size == 4 << 20  # whole huge pages
+    again = pool.allocate(2 << 20)
+    assert (address_of(again), len(again), pool.kept_size) == (first, 2 << 20, 0)
+
+
+def test_memory_in_use_is_lent_to_nobody_else() -> None:
+    torch = pytest.importorskip("torch")
+    pool = MemoryPool(64 << 20)
+    tensors = [torch.frombuffer(pool.allocate(2 << 20), dtype=torch.uint8) for _ in range(4)]
+    assert len({tensor.data_ptr() for tensor in tensors}) == 4
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    kept = tensors.pop()[5:100]  # a view of it is enough
+    gc.collect()
+    again = torch.frombuffer(pool.allocate(2 << 20), dtype=torch.uint8)
+    again.fill_(99)
+    assert {int(tensor[0]) for tensor in tensors} == {0, 1, 2}
+    assert int(kept.max()) == 3
+
+
+def test_a_kept_block_must_not_be_far_too_large() -> None:
+    pool = MemoryPool(64 << 20)
+    pool.allocate(32 << 20)
+    gc.collect()
+    assert pool.kept_size == 32 << 20
+    small = pool.allocate(4 << 20)
+    assert pool.kept_size == 32 << 20
+    assert len(small) == 4 << 20
+
+
+def test_no_more_is_kept_than_the_limit() -> None:
+    pool = MemoryPool(10 << 20)
+    memories = [pool.allocate(4 << 20) for _ in range(5)]
+    memories.clear()
+    gc.collect()
+    assert pool.kept_size == 8 << 20
+    too_large = pool.allocate(16 << 20)
+    del too_large
+    gc.collect()
+    assert pool.kept_size == 0
+
+
+def test_memory_given_back_by_many_threads_is_counted_right() -> None:
+    pool = MemoryPool(1 << 30)
+
+    def borrow() -> None:
+        for _ in range(50):
+            pool.allocate(2 << 20)
+
+    threads = [threading.Thread(target=borrow) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert pool.kept_size == (2 << 20) * len(pool._kept) <= 4 * (2 << 20)
