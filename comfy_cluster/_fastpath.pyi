@@ -37,6 +37,7 @@ EVENT_OUTGOING_ACKED: Final[int]
 EVENT_PACKET_SIZE: Final[int]
 IS_COMPILED: Final[bool]
 HAS_LOOPS: Final[bool]
+HAS_CEILING: Final[bool]
 
 def chunk_size_for(packet_size: int) -> int:
     """Return the payload bytes of a chunk in packets of `packet_size` bytes."""
@@ -269,3 +270,24 @@ class PacketEngine:
 
     def loop_stats(self) -> dict[str, int]:
         """Return receive_calls, send_calls, send_errors, receive_errors, socket_full."""
+
+# The raw ceiling, for benchmarks: memory to memory over UDP with no protocol. Where HAS_CEILING is
+# false (the pure-Python engine; not Linux) both raise OSError (ENOSYS).
+
+def ceiling_send(
+    fd: int, source: Buffer, *, segment_size: int, window: int, nonce: int, timeout: float
+) -> dict[str, int]:
+    """Send `source` on a connected UDP socket, at most `window` bytes at once, without the GIL.
+
+    Returns `bytes` (what the receiver said it has: less than all where packets were lost, which are
+    not sent again) and `calls` (system calls). TimeoutError: no receiver was ready for `timeout`
+    seconds. ValueError: a window of less than MAX_PACKET_SIZE, or an impossible segment size.
+    """
+
+def ceiling_receive(
+    fd: int, destination: Buffer, *, window: int, nonce: int, timeout: float
+) -> dict[str, int]:
+    """Receive the bytes of `ceiling_send` with the same nonce, in the order of their arrival.
+
+    Returns `bytes` and `calls`. TimeoutError: they were not all there after `timeout` seconds.
+    """

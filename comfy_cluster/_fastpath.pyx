@@ -63,6 +63,7 @@ include "_fastpath_parts/sending.pxi"
 include "_fastpath_parts/sockets.pxi"
 include "_fastpath_parts/loops.pxi"
 include "_fastpath_parts/packet_engine.pxi"
+include "_fastpath_parts/ceiling.pxi"
 
 __all__ = [
     "CHUNK_HEADER_SIZE",
@@ -71,6 +72,7 @@ __all__ = [
     "EVENT_INCOMING_COMPLETE",
     "EVENT_MESSAGE",
     "EVENT_OUTGOING_ACKED",
+    "HAS_CEILING",
     "HAS_LOOPS",
     "HEADER_SIZE",
     "HISTORY_WINDOW",
@@ -92,6 +94,8 @@ __all__ = [
     "PacketEngine",
     "ReceiveHistory",
     "RttEstimator",
+    "ceiling_receive",
+    "ceiling_send",
     "chunk_size_for",
     "pack_chunk_header",
     "pack_header",

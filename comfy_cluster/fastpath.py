@@ -49,6 +49,7 @@ EVENT_INCOMING_COMPLETE = engine.EVENT_INCOMING_COMPLETE
 EVENT_MESSAGE = engine.EVENT_MESSAGE
 EVENT_OUTGOING_ACKED = engine.EVENT_OUTGOING_ACKED
 EVENT_PACKET_SIZE = engine.EVENT_PACKET_SIZE
+HAS_CEILING = engine.HAS_CEILING
 HAS_LOOPS = engine.HAS_LOOPS
 HEADER_SIZE = engine.HEADER_SIZE
 IS_COMPILED = engine.IS_COMPILED
@@ -60,4 +61,6 @@ ENGINE_NAME = "compiled" if IS_COMPILED else "pure Python"
 
 PacketEngine = engine.PacketEngine
 RttEstimator = engine.RttEstimator
+ceiling_receive = engine.ceiling_receive
+ceiling_send = engine.ceiling_send
 chunk_size_for = engine.chunk_size_for

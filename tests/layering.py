@@ -34,8 +34,9 @@ LAYERS = {
     "cluster": 4,
     "comfyui": 5,
     "runtime": 6,
-    "cli": 7,
+    "benchmarks": 7,
     "nodes": 7,
+    "cli": 8,
 }
 ENGINES = {"_fastpath", "_fastpath_py"}
 FIRST_LAYER_WITH_CLOCK = 3
@@ -43,7 +44,7 @@ CLOCK_MODULES = {"time", "datetime", "sched", "_thread"}
 CONCURRENCY_MODULES = {"threading", "queue", "concurrent", "multiprocessing", "asyncio", "signal"}
 UNITS_WITHOUT_THREADS = {"batches", "wire", "protocol"}
 SOCKET_MODULES = {"socket", "_socket", "select", "selectors", "socketserver"}
-UNITS_WITH_SOCKETS = {"transport", "discovery"}
+UNITS_WITH_SOCKETS = {"transport", "discovery", "benchmarks"}
 UNITS_WITHOUT_TORCH = {name for name, layer in LAYERS.items() if layer == 0} | {
     "wire",
     "protocol",

@@ -4,6 +4,7 @@ Same names and behaviour as the compiled `_fastpath`; only `comfy_cluster.fastpa
 """
 
 from .bitmap import HISTORY_WINDOW, ChunkBitmap, ReceiveHistory
+from .ceiling import HAS_CEILING, ceiling_receive, ceiling_send
 from .congestion import CongestionController
 from .engine import (
     COUNTERS,
@@ -51,6 +52,7 @@ __all__ = [
     "EVENT_MESSAGE",
     "EVENT_OUTGOING_ACKED",
     "EVENT_PACKET_SIZE",
+    "HAS_CEILING",
     "HAS_LOOPS",
     "HEADER_SIZE",
     "HISTORY_WINDOW",
@@ -74,6 +76,8 @@ __all__ = [
     "PathMtu",
     "ReceiveHistory",
     "RttEstimator",
+    "ceiling_receive",
+    "ceiling_send",
     "chunk_size_for",
     "pack_chunk_header",
     "pack_header",

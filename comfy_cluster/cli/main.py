@@ -52,6 +52,8 @@ def cli() -> None:
     \b
     To see it work on this machine, without ComfyUI and without a GPU:
         comfy-cluster demo
+    To see how fast it is on this machine, beside what else one could use:
+        comfy-cluster bench
     To see how your COMFY_CLUSTER_* variables are understood:
         comfy-cluster info
     """
@@ -146,6 +148,81 @@ def show_report(report: DemoReport, *, is_json: bool) -> None:
         report.print(Console())
     if not report.is_identical:
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("rows", metavar="[ROW]...", nargs=-1)
+@click.option("--list", "is_list", is_flag=True, help="List the rows and the ways, and stop.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=9,
+    show_default=True,
+    help="Rounds of each way; their median counts. Below 7 it is a first look only.",
+)
+@click.option(
+    "--megabytes",
+    type=click.FloatRange(0.001, 100_000),
+    multiple=True,
+    help="Size of the tensor, instead of the row's own sizes. May be repeated.",
+)
+@click.option(
+    "-n",
+    "--instances",
+    "instance_counts",
+    type=click.IntRange(2, 64),
+    multiple=True,
+    help="Instances of a collective, instead of the row's own numbers. May be repeated.",
+)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    help="Compare these ways only (see --list).  [default: all]",
+)
+@click.option(
+    "--seconds",
+    "idle_seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=10.0,
+    show_default=True,
+    help="How long the row `idle` looks at each way.",
+)
+@click.option(
+    "--json",
+    "json_target",
+    metavar="FILE",
+    help="Write all figures to this file; - for standard output, and the tables then go to stderr.",
+)
+def bench(
+    rows: tuple[str, ...],
+    is_list: bool,
+    rounds: int,
+    megabytes: tuple[float, ...],
+    instance_counts: tuple[int, ...],
+    ways: tuple[str, ...],
+    idle_seconds: float,
+    json_target: str | None,
+) -> None:
+    """Measure this project beside gloo, pyzmq, TCP and others, on this machine.
+
+    Each ROW is a question (all of them by default, which takes some minutes). Every way of moving
+    bytes runs in the same processes on the same bytes, in turn, and each result is checked.
+    """
+    from comfy_cluster.benchmarks.session import BenchmarkOptions
+    from comfy_cluster.cli import bench as command
+
+    if is_list:
+        command.list_rows()
+        return
+    options = BenchmarkOptions(
+        rounds=rounds,
+        megabytes=megabytes,
+        instance_counts=instance_counts,
+        ways=command.checked_ways(ways),
+        idle_seconds=idle_seconds,
+    )
+    command.run_bench(rows, options, os.environ, json_target=json_target)
 
 
 @cli.command()

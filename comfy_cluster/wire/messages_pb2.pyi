@@ -206,11 +206,9 @@ class BufferFailed(_message.Message):
     def __init__(self, buffer_id: _Optional[int] = ..., code: _Optional[_Union[FailureCode, str]] = ..., reason: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class BufferCancel(_message.Message):
-    __slots__ = ("buffer_id", "reason", "key")
+    __slots__ = ("buffer_id", "reason")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    KEY_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     reason: str
-    key: TransferKey
-    def __init__(self, buffer_id: _Optional[int] = ..., reason: _Optional[str] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ...) -> None: ...
+    def __init__(self, buffer_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,191 @@
+"""Rounds: the ways take turns at one transfer, and each result is checked. The heart of all rows.
+
+The timed region of a round goes from the first sender's call to the moment when the last receiver
+has its tensors, both by the machine's monotonic clock, which all processes share. Preparing (marks
+in the source, destinations) and checking happen before and after it.
+
+The first round of each way warms it up, does not count, and its result is compared in full; of each
+other round the values that changed since the round before are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_cluster.benchmarks.commands import Checks, Outcome
+from comfy_cluster.benchmarks.errors import BenchmarkError
+from comfy_cluster.benchmarks.instances import Instances
+from comfy_cluster.benchmarks.load import Load
+from comfy_cluster.benchmarks.results import Round, WayResult
+from comfy_cluster.benchmarks.syscalls import counting
+from comfy_cluster.benchmarks.transfers import Transfer
+from comfy_cluster.benchmarks.ways import WAYS
+
+START_DELAY = 0.003  # seconds until all instances have read the command and sleep
+CHUNK_COUNTERS = ("chunks_sent", "chunks_retransmitted")
+
+Progress = Callable[[str], object]
+"""Is told what is measured next; on the caller's thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The ways of a run that are there, and why the others are not."""
+
+    names: tuple[str, ...]
+    missing: Mapping[str, str]
+
+
+def open_ways(instances: Instances, names: Sequence[str]) -> Opened:
+    """Opens ways on all instances; those that are open already stay so."""
+    reasons = {name: instances.open_way(name) for name in names}
+    return Opened(
+        tuple(name for name, reason in reasons.items() if reason is None),
+        {name: reason for name, reason in reasons.items() if reason is not None},
+    )
+
+
+def able_ways(names: Sequence[str], transfer: Transfer) -> list[str]:
+    """Those that can do the transfer at all."""
+    return [
+        name
+        for name in names
+        if transfer.kind in WAYS[name].kinds and transfer.part_bytes >= WAYS[name].fewest_bytes
+    ]
+
+
+def measure(
+    instances: Instances,
+    transfer: Transfer,
+    ways: Sequence[str],
+    *,
+    rounds: int,
+    on_progress: Progress = lambda _: None,
+) -> list[WayResult]:
+    """Runs `rounds` rounds of each way, in turn. BenchmarkError: a way failed, or lost bytes."""
+    by_load = measure_loads(
+        instances, transfer, ways, loads=[Load.IDLE], rounds=rounds, on_progress=on_progress
+    )
+    return by_load[Load.IDLE]
+
+
+def measure_loads(
+    instances: Instances,
+    transfer: Transfer,
+    ways: Sequence[str],
+    *,
+    loads: Sequence[Load],
+    rounds: int,
+    on_progress: Progress = lambda _: None,
+) -> dict[Load, list[WayResult]]:
+    """The same under several loads of the instances, which alternate round by round."""
+    instances.call("begin", transfer)
+    runners = {load: [_Runner(instances, transfer, way) for way in ways] for load in loads}
+    for load, under_load in runners.items():
+        for runner in under_load:
+            on_progress(f"{runner.way}, {load.value}: first round")
+            runner.warm_up()
+    for number in range(rounds):
+        on_progress(f"round {number + 1} of {rounds}")
+        for load, under_load in runners.items():
+            instances.call("set_load", load)
+            for runner in under_load:
+                runner.run_timed()
+        instances.call("set_load", Load.IDLE)
+    instances.call("end")
+    return {load: [each.result() for each in under_load] for load, under_load in runners.items()}
+
+
+class _Runner:
+    """One way in one transfer."""
+
+    def __init__(self, instances: Instances, transfer: Transfer, way: str) -> None:
+        self.way = way
+        self._instances = instances
+        self._transfer = transfer
+        self._rounds: list[Round] = []
+        self._syscall_count: int | None = None
+        self._is_checked = True
+        self._first_counters: list[dict[str, int]] = []
+        self._last_counters: list[dict[str, int]] = []
+
+    def warm_up(self) -> None:
+        """A round that is compared in full, and one under perf. What the commands themselves need
+        is counted too: some 15 calls an instance."""
+        self._run(is_full=True)
+        self._first_counters = self._last_counters
+        self._call("prepare", self._instances.next_round())
+        with counting(self._instances.process_ids) as count:
+            self._call("go", time.monotonic() + START_DELAY)
+        self._check(is_full=False)
+        self._syscall_count = count.value
+
+    def run_timed(self) -> None:
+        self._rounds.append(self._run(is_full=False))
+
+    def _run(self, *, is_full: bool) -> Round:
+        self._call("prepare", self._instances.next_round())
+        outcomes: list[Outcome] = self._call("go", time.monotonic() + START_DELAY)
+        self._check(is_full=is_full)
+        return round_of(self._transfer, outcomes)
+
+    def _check(self, *, is_full: bool) -> None:
+        checks: list[Checks] = self._call("check", is_full)
+        self._last_counters = [each.counters for each in checks]
+        if not all(each.is_checkable for each in checks):
+            self._is_checked = False
+            return
+        for leg in self._transfer.legs:
+            sent = checks[leg.sender].own[leg.part]
+            received = checks[leg.receiver].received[leg.part]
+            if sent != received:
+                raise BenchmarkError(
+                    f"{self.way}: part {leg.part} arrived at instance {leg.receiver} other than it"
+                    f" left instance {leg.sender}: {received} instead of {sent}"
+                )
+
+    def _call(self, name: str, argument: object) -> list[Any]:
+        return self._instances.call(name, self.way, argument, way=self.way)
+
+    def result(self) -> WayResult:
+        sent, retransmitted = (self._grown(name) for name in CHUNK_COUNTERS)
+        return WayResult(
+            self.way,
+            self._transfer.delivered_bytes,
+            tuple(self._rounds),
+            syscall_count=self._syscall_count,
+            chunks_sent=sent,
+            chunks_retransmitted=retransmitted,
+            is_checked=self._is_checked,
+        )
+
+    def _grown(self, counter: str) -> int:
+        """By how much a counter has grown since the first round, on all instances together."""
+        first, last = (
+            sum(each.get(counter, 0) for each in counters)
+            for counters in (self._first_counters, self._last_counters)
+        )
+        return last - first
+
+
+def round_of(transfer: Transfer, outcomes: Sequence[Outcome]) -> Round:
+    """What the instances' moments and CPU times come to."""
+    senders = {leg.sender for leg in transfer.legs}
+    receivers = {leg.receiver for leg in transfer.legs}
+    called_at = min(outcomes[index].called_at for index in senders)
+    done_at = max(outcomes[index].done_at for index in receivers)
+    own = [outcomes[index].own_seconds for index in receivers]
+    measured = [each for each in own if each is not None]
+
+    def cpu(instances: set[int]) -> float:
+        return sum(outcomes[index].cpu_seconds for index in instances)
+
+    return Round(
+        seconds=max(measured) if measured else done_at - called_at,
+        sending_cpu=cpu(senders - receivers),
+        receiving_cpu=cpu(receivers - senders),
+        both_cpu=cpu(senders & receivers),
+    )
