@@ -29,6 +29,7 @@ from comfy_cluster.cluster.keys import CollectiveKey
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
 from comfy_cluster.cluster.ports import PeerEvent, Transport
+from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
 from comfy_cluster.config import ClusterConfig, role_of
 from comfy_cluster.discovery.base import Address, Discovery, address_text
@@ -76,7 +77,9 @@ class Cluster:
         # One half of the budget is for payloads going out, the other for those coming in: two
         # instances that wait for each other's memory would wait for ever.
         budget = ByteBudget(self.config.memory_budget // 2)
-        payloads = Payloads(self.config, transport, executor=self._pool, budget=budget)
+        payloads = Payloads(
+            self.config, transport, executor=self._pool, budget=budget, plan=self._plan_routes
+        )
         return Collectives(
             self.config.instance_index,
             self.config.instance_count,
@@ -84,6 +87,17 @@ class Cluster:
             jobs=self._jobs,
             executor=self._pool,
             is_connected=self._membership.is_connected,
+        )
+
+    def _plan_routes(self, receivers: Collection[int], size: int) -> Routes:
+        """Which way a payload of this instance goes to several others."""
+        own_hostname = own_hostname_of(self.config)
+        return plan_routes(
+            receivers,
+            size,
+            source=self.instance_index,
+            machine_of=lambda peer: machine_at(self._membership.hostname_of(peer), own_hostname),
+            shares_memory=lambda peer: False,
         )
 
     # Life.

@@ -46,9 +46,14 @@ class Membership:
         return f"Connected: {self.connected_count}/{self._count} instances"
 
     def set_address(self, peer: int, address: Address) -> None:
-        """Where `peer` may be reached: for texts."""
+        """Where `peer` may be reached."""
         with self._lock:
             self._addresses[peer] = address
+
+    def hostname_of(self, peer: int) -> str:
+        """The IP literal where `peer` is; empty while it is not known."""
+        address = self._addresses.get(peer)
+        return "" if address is None else address[0]
 
     def handle_event(self, event: PeerEvent) -> None:
         """Takes in what the transport reports, and logs it."""

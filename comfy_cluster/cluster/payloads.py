@@ -11,7 +11,6 @@ completes, and no thread ever waits for another one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +18,37 @@ import torch
 from comfy_cluster import codec, identity
 from comfy_cluster.cluster.budget import Admission, ByteBudget
 from comfy_cluster.cluster.ports import Transport
+from comfy_cluster.cluster.routes import Routes
 from comfy_cluster.codec import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import CorruptPayload
-from comfy_cluster.transport.handle import Executor, Handle, all_of
+from comfy_cluster.transport.handle import Executor, Handle, all_ended
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType, TransferKey
+
+
+def _to_each(peers: Collection[int], size: int) -> Routes:
+    return Routes(tuple(sorted(peers)))
 
 
 class Payloads:
     """Sends tensors and receives tensors. Thread-safe; no method blocks."""
 
     def __init__(
-        self, config: ClusterConfig, transport: Transport, *, executor: Executor, budget: ByteBudget
+        self,
+        config: ClusterConfig,
+        transport: Transport,
+        *,
+        executor: Executor,
+        budget: ByteBudget,
+        plan: Callable[[Collection[int], int], Routes] = _to_each,
     ) -> None:
+        """`plan(peers, size)` says which way a payload goes."""
         self._config = config
         self._transport = transport
         self._executor = executor
         self._budget = budget
+        self._plan = plan
         # A few bytes may decode to a tensor many times larger: it must at least fit the machine.
         self._decoded_size_limit = identity.total_memory()
 
@@ -52,20 +64,19 @@ class Payloads:
     ) -> Handle[None]:
         """Encodes once and sends to all `peers` at the same time; done when each has it.
 
+        A peer that fails ends no transfer to another one; its error is told when all have ended.
+
         `tensor` must not be changed in place before that. `on_transfer(peer, handle)` is called for
         each transfer when it begins, on a codec thread, and returns the handle to wait for.
         """
         if not peers:
             return Handle.completed(None)
 
-        def send_to(peer: int, payload: EncodedPayload) -> Handle[None]:
-            handle = self._transport.send_buffer(peer, key, payload, message_type=message_type)
-            return on_transfer(peer, handle)
+        def send_encoded(payload: EncodedPayload) -> Handle[None]:
+            transfers = self._transfers(payload, peers, key=key, message_type=message_type)
+            return all_ended([on_transfer(peer, transfers[peer]) for peer in sorted(transfers)])
 
-        def send_encoded(payload: EncodedPayload) -> Handle[list[None]]:
-            return all_of([send_to(peer, payload) for peer in sorted(peers)])
-
-        def begin(admission: Admission) -> Handle[list[None]]:
+        def begin(admission: Admission) -> Handle[None]:
             def encode(tensor: torch.Tensor) -> EncodedPayload:
                 return self._encode(tensor, admission, is_image=is_image)
 
@@ -76,7 +87,25 @@ class Payloads:
 
         cost = encoding_cost(tensor, codec_name=str(self._config.codec))
         admitted = self._budget.admit(cost)
-        return admitted.and_then(begin, on_dropped=Admission.release).then(_nothing)
+        return admitted.and_then(begin, on_dropped=Admission.release)
+
+    def _transfers(
+        self,
+        payload: EncodedPayload,
+        peers: Collection[int],
+        *,
+        key: TransferKey,
+        message_type: MessageType,
+    ) -> dict[int, Handle[None]]:
+        """Begins to send; the handles by peer."""
+        transport, routes = self._transport, self._plan(peers, payload.size)
+        transfers = {
+            peer: transport.send_buffer(peer, key, payload, message_type=message_type)
+            for peer in routes.direct
+        }
+        if routes.chain:
+            transfers |= transport.send_chain(routes.chain, key, payload, message_type=message_type)
+        return transfers
 
     def claim(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
         """The payload that `peer` sends under `key`."""
@@ -122,7 +151,3 @@ def _shares_memory(payload: EncodedPayload, tensor: torch.Tensor) -> bool:
     if payload.codec != "raw" or tensor.device.type != "cpu":
         return False
     return int(np.frombuffer(payload.body, np.uint8).ctypes.data) == tensor.data_ptr()
-
-
-def _nothing(_: Any) -> None:
-    """The result of a send: that it is done."""

@@ -44,6 +44,16 @@ class Transport(Protocol):
     ) -> Handle[None]:
         """Done when `peer` has the payload and found its digest right."""
 
+    def send_chain(
+        self,
+        peers: Sequence[int],
+        key: TransferKey,
+        payload: EncodedPayload,
+        *,
+        message_type: MessageType,
+    ) -> Mapping[int, Handle[None]]:
+        """The same to each of `peers`, which send it on to each other in that order."""
+
     def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
         """Done when the payload of that key is here.
 

@@ -126,7 +126,7 @@ class Chains:
         chain, peer = self._transfers.get(transfer_id, (None, 0))
         if chain is None:
             return False
-        cancel = BufferCancel(chain.payload_id, reason).pack()
+        cancel = BufferCancel(chain.payload_id, reason, chain.key).pack()
         self._courier.post_control(peer, MessageType.BUFFER_CANCEL, cancel, now)
         text = f"sending {chain.key} to instance {peer} was given up: {reason}"
         self._fail(chain, peer, TransferCancelled(text, peer=peer), now)

@@ -148,9 +148,8 @@ class IncomingBuffers:
         name = cancel.buffer_id
         buffer = self._store.get(name) or self._routes.get(name)
         if buffer is None:
-            if name >> 48 == peer:  # its announcement may still come
-                self._cancelled_early.add(name)
-                self._routes.on_given_up(name)
+            if name >> 48 == peer and not self._routes.had(name):
+                self._on_early_cancel(peer, cancel)
         elif buffer.state is HELD:
             return
         elif buffer.peer == peer and buffer.is_second_hand:
@@ -160,9 +159,18 @@ class IncomingBuffers:
             if buffer.is_second_hand:
                 text = "its origin gave it up"
                 self._replies.leave(buffer.peer, buffer.buffer_id, text, now)
-            text = f"instance {peer} gave up {buffer.key}: {cancel.reason or 'no reason given'}"
-            self._fail(buffer, TransferCancelled(text, peer=peer), now)
+            self._fail(buffer, _given_up(peer, buffer.key, cancel), now)
         self.admit(now)
+
+    def _on_early_cancel(self, peer: int, cancel: BufferCancel) -> None:
+        """Its announcement may still come; or it was to come over a route, and does no more."""
+        self._cancelled_early.add(cancel.buffer_id)
+        self._routes.on_given_up(cancel.buffer_id)
+        key = cancel.key
+        if key is None or key.source != peer or key not in self._claims:
+            return
+        if not self._store.has_key(key):
+            self._fail_claim(key, _given_up(peer, key, cancel))
 
     def on_lost(self, peer: int, error: ClusterError, now: float) -> None:
         """What is complete stays; all else from this peer, and claims for it, fail."""
@@ -412,6 +420,11 @@ class IncomingBuffers:
     def _fail_claim(self, key: TransferKey, error: ClusterError) -> None:
         self._claims.discard(key)
         self._emit(events.IncomingFailed(key, key.source, error))
+
+
+def _given_up(peer: int, key: TransferKey, cancel: BufferCancel) -> TransferCancelled:
+    reason = cancel.reason or "no reason given"
+    return TransferCancelled(f"instance {peer} gave up {key}: {reason}", peer=peer)
 
 
 def _expiry_of(key: TransferKey) -> TransferTimeout:

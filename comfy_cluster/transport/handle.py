@@ -1,7 +1,7 @@
 """The handle: what a caller holds while something happens on other threads.
 
 It can be waited for in a blocking way (`result`), awaited on any event loop, asked, cancelled,
-and combined (`then`, `and_then`, `all_of`). It knows nothing of transfers, sockets or threads:
+and combined (`then`, `and_then`, `all_of`, ...). It knows nothing of transfers, sockets or threads:
 the owner of the work fulfils it with `set_result` or `set_exception`, from any thread.
 
 Used by transport/ and the layers above it.
@@ -287,6 +287,32 @@ def all_of(handles: Sequence[Handle[T]], description: str = "transfers") -> Hand
         member.add_done_callback(on_done)
     group.add_done_callback(release_members)
     return group
+
+
+def all_ended(handles: Sequence[Handle[Any]], description: str = "transfers") -> Handle[None]:
+    """Done when all of them are; an error ends none of the others, and is told when all have ended.
+
+    Of several errors the first member's is told. Cancelling it gives up those still under way.
+    """
+
+    def judge(errors: list[BaseException | None]) -> Handle[None]:
+        first = next((error for error in errors if error is not None), None)
+        return Handle.completed(None) if first is None else Handle.failed(first)
+
+    return all_of([_ending_of(each) for each in handles], description).and_then(judge)
+
+
+def _ending_of(work: Handle[Any]) -> Handle[BaseException | None]:
+    """A handle for how `work` ends: its error, or None."""
+    ending: Handle[BaseException | None] = Handle(
+        work.description, on_cancel=lambda: _give_up(work, ending)
+    )
+
+    def on_done(done: Handle[Any]) -> None:
+        ending.set_result(done.exception())
+
+    work.add_done_callback(on_done)
+    return ending
 
 
 def _give_up(work: Handle[Any], because_of: Handle[Any]) -> None:

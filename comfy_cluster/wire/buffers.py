@@ -169,17 +169,24 @@ class BufferCancel:
 
     buffer_id: int
     reason: str = ""
+    key: TransferKey | None = None
+    """From an origin of routes: whoever waits for it may not have heard of the payload yet."""
 
     def __post_init__(self) -> None:
         bounds.check_range("buffer_id", self.buffer_id, 1, bounds.LARGEST_U64)
 
     def pack(self) -> bytes:
         reason = bounds.shorten(self.reason, LONGEST_REASON)
-        return pb.BufferCancel(buffer_id=self.buffer_id, reason=reason).SerializeToString()
+        message = pb.BufferCancel(buffer_id=self.buffer_id, reason=reason)
+        if self.key is not None:
+            message.key.CopyFrom(transfer_key.to_protobuf(self.key))
+        return message.SerializeToString()
 
     @classmethod
     def parse(cls, data: bytes) -> BufferCancel:
         message = bounds.decode(pb.BufferCancel, data)
+        has_key = message.HasField("key")
         with bounds.parsing_of("BUFFER_CANCEL"):
             bounds.check_text("reason", message.reason, LONGEST_REASON)
-            return cls(message.buffer_id, message.reason)
+            key = transfer_key.from_protobuf(message.key) if has_key else None
+            return cls(message.buffer_id, message.reason, key)

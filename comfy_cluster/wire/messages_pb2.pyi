@@ -206,9 +206,11 @@ class BufferFailed(_message.Message):
     def __init__(self, buffer_id: _Optional[int] = ..., code: _Optional[_Union[FailureCode, str]] = ..., reason: _Optional[str] = ..., route: _Optional[int] = ...) -> None: ...
 
 class BufferCancel(_message.Message):
-    __slots__ = ("buffer_id", "reason")
+    __slots__ = ("buffer_id", "reason", "key")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     reason: str
-    def __init__(self, buffer_id: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    key: TransferKey
+    def __init__(self, buffer_id: _Optional[int] = ..., reason: _Optional[str] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ...) -> None: ...

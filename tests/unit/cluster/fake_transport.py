@@ -12,7 +12,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -169,6 +169,7 @@ class FakeTransport:
         self.is_closed = False
         self.failure: BaseException | None = None
         self.ended_jobs: list[str] = []
+        self.chains: list[tuple[int, ...]] = []
         self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
         self.arrived: dict[TransferKey, ReceivedBuffer] = {}
         self.released_sizes: list[int] = []
@@ -194,6 +195,19 @@ class FakeTransport:
     ) -> Handle[None]:
         assert key.source == self.index
         return self.network.post(peer, key, payload, message_type)
+
+    def send_chain(
+        self,
+        peers: Sequence[int],
+        key: TransferKey,
+        payload: EncodedPayload,
+        *,
+        message_type: MessageType,
+    ) -> dict[int, Handle[None]]:
+        self.chains.append(tuple(peers))
+        return {
+            peer: self.send_buffer(peer, key, payload, message_type=message_type) for peer in peers
+        }
 
     def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
         assert key.source == peer

@@ -243,6 +243,42 @@ def test_a_peer_that_leaves_after_it_got_its_payload_does_not_fail_the_others() 
         handle.result(WAIT)
 
 
+def test_a_lost_peer_ends_the_broadcast_to_no_other_one() -> None:
+    with FakeClusters(4) as joined:
+        joined.connect_all(WAIT)
+        network, clusters = joined.network, joined.clusters
+        network.hold()
+        key = CollectiveKey("job", "9")
+        sent = clusters[0].broadcast(key, latents(1))
+        received = [clusters[index].broadcast(key) for index in (1, 3)]
+        assert network.wait_for_parcels(3, WAIT)
+        network.lose(2, "left")
+        assert network.flush(WAIT) and not sent.done()
+        network.let_go()
+        for each in received:
+            assert same_bits(each.result(WAIT), latents(1))
+        with pytest.raises(PeerLost, match=r"broadcast .*instance 2") as info:
+            sent.result(WAIT)
+        assert info.value.peer == 2
+
+
+def test_large_tensors_go_along_a_chain_and_small_ones_do_not() -> None:
+    large = torch.rand(1, 300, 300, 3, generator=torch.Generator().manual_seed(1))
+    with FakeClusters(4) as joined:
+        joined.connect_all(WAIT)
+        for node, tensor in (("1", large), ("2", latents(1))):
+            key = CollectiveKey("job", node)
+            spread = CollectiveKey("job", node + "b")
+            gathered = [each.all_gather(key, tensor) for each in joined.clusters]
+            received = [each.broadcast(spread, tensor, source=2) for each in joined.clusters]
+            for handle in gathered:
+                handle.result(WAIT)
+            for each in received:
+                each.result(WAIT)
+        chains = {index: each.chains for index, each in joined.network.transports.items()}
+        assert chains == {0: [(1, 2, 3)], 1: [(2, 3, 0)], 2: [(3, 0, 1)] * 2, 3: [(0, 1, 2)]}
+
+
 def test_a_job_gets_nothing_more_from_a_peer_that_it_has_lost() -> None:
     with FakeClusters(2, heartbeat_interval=0.05) as joined:
         joined.connect_all(WAIT)

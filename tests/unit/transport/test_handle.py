@@ -12,7 +12,7 @@ from concurrent import futures
 import pytest
 
 from comfy_cluster.errors import PeerLost, TransferCancelled, TransferTimeout
-from comfy_cluster.transport.handle import Handle, all_of
+from comfy_cluster.transport.handle import Handle, all_ended, all_of
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 
@@ -380,6 +380,28 @@ def test_cancelling_the_group_cancels_its_members() -> None:
     handles[0].set_result(0)
     group = all_of(handles)
     group.cancel()
+    assert [type(handle.exception(0)) for handle in handles[1:]] == [TransferCancelled] * 2
+
+
+def test_an_error_is_told_when_all_have_ended_and_ends_none_of_the_others() -> None:
+    calls: list[str] = []
+    handles: list[Handle[None]] = [Handle(on_cancel=lambda: calls.append("")) for _ in range(3)]
+    group = all_ended(handles)
+    handles[1].set_exception(PeerLost("instance 2 left", peer=2))
+    handles[0].set_result(None)
+    assert not group.done() and not handles[2].done()
+    handles[2].set_exception(PeerLost("instance 3 left", peer=3))
+    with pytest.raises(PeerLost, match="instance 2 left"):
+        group.result(0)
+    assert calls == []
+    assert all_ended([Handle.completed(None)]).result(0) is None
+    assert all_ended([]).result(0) is None
+
+
+def test_cancelling_what_waits_for_all_gives_up_all() -> None:
+    handles: list[Handle[None]] = [Handle() for _ in range(3)]
+    handles[0].set_result(None)
+    all_ended(handles).cancel()
     assert [type(handle.exception(0)) for handle in handles[1:]] == [TransferCancelled] * 2
 
 

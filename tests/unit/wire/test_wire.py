@@ -64,6 +64,7 @@ VALUES: list[Packable] = [
     wire.BufferDone((1 << 64) - 1),
     wire.BufferFailed(2, wire.FailureCode.CORRUPT, "digest differs"),
     wire.BufferCancel(3, "job ended"),
+    wire.BufferCancel(3, "job ended", KEY),
 ]
 KINDS: list[Any] = sorted({type(value) for value in VALUES}, key=lambda kind: kind.__name__)
 
@@ -273,4 +274,7 @@ def test_the_longest_announcement_of_a_route_fits_one_packet() -> None:
     message = replace(
         MESSAGE, message_type=wire.MessageType.DISTRIBUTE_BUFFER_GATHER, payload=announcement.pack()
     )
+    assert len(message.pack()) <= fastpath.MESSAGE_PAYLOAD_LIMIT
+    cancel = wire.BufferCancel((1 << 64) - 1, text * 3, key)
+    message = replace(message, message_type=wire.MessageType.BUFFER_CANCEL, payload=cancel.pack())
     assert len(message.pack()) <= fastpath.MESSAGE_PAYLOAD_LIMIT

@@ -1,0 +1,183 @@
+"""What is measured on a link: one flow of ours, of TCP cubic, of TCP BBR, or two at a time.
+
+Every flow goes from host 0 to host 1. A row holds goodput (payload bits a second), its share of
+the link, what was sent twice, CPU seconds a GB at both ends, and round trips of small packets.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.netlab.lab import Host, Lab
+
+OURS, CUBIC, BBR = "ours", "cubic", "bbr"
+OUR_PORT, TCP_PORT = 9998, 5201
+CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+END_TIMEOUT = 120.0  # seconds beyond the flow's own
+SENDING = "sending"  # what `ours.py` prints when it begins
+SMALL_MEGABYTES = 2.0  # of a payload that is counted by the moment it is done
+SERVER_READY = "Server listening"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One flow. None: not known for this kind of flow."""
+
+    flow: str
+    goodput: float
+    """Payload bits a second, from the first byte sent to the last one acknowledged."""
+    share: float | None
+    """Of the link's rate, which counts Ethernet frames: TCP with MTU 1500 reaches 0.956."""
+    retransmit_share: float
+    """Packets sent again, of all that carried payload."""
+    sender_cpu: float
+    """CPU seconds for a GB of payload."""
+    receiver_cpu: float
+    rtt_median_ms: float | None
+    """Of small packets beside the flow."""
+    rtt_p95_ms: float | None
+    payload_bytes: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def available_tcp() -> list[str]:
+    """Which of cubic and BBR this kernel has."""
+    return [name for name in (CUBIC, BBR) if name in CONGESTION_CONTROLS.read_text().split()]
+
+
+def measure(lab: Lab, flow: str, *, seconds: float, megabytes: float) -> Row:
+    """One flow alone on the link; `megabytes` is the size of each of our payloads."""
+    if flow == OURS:
+        run = OurFlow(lab, ["--megabytes", str(megabytes), "--seconds", str(seconds)])
+        echo = start_echo(lab, seconds)
+        result = run.finish(seconds + END_TIMEOUT)
+    else:
+        finish = _start_tcp(lab, flow, seconds)
+        echo = start_echo(lab, seconds)
+        result = finish(seconds + END_TIMEOUT)
+    return _row(lab, flow, result, _json_of(echo, seconds + END_TIMEOUT))
+
+
+def measure_beside_tcp(lab: Lab, seconds: float) -> list[Row]:
+    """Ours and TCP cubic at the same time; ours begins first and ends last.
+
+    Both are counted over the TCP flow's time, ours by the payloads done in it.
+    """
+    ours = OurFlow(lab, ["--megabytes", str(SMALL_MEGABYTES)])
+    echo = start_echo(lab, seconds)
+    begin = time.monotonic()
+    tcp = _start_tcp(lab, CUBIC, seconds)(seconds + END_TIMEOUT)
+    end = time.monotonic()
+    ours.stop()
+    result = ours.finish(seconds + END_TIMEOUT, span=(begin, end))
+    trips = _json_of(echo, seconds + END_TIMEOUT)
+    return [_row(lab, OURS, result, trips), _row(lab, CUBIC, tcp, trips)]
+
+
+def start_echo(lab: Lab, seconds: float) -> subprocess.Popen[Any]:
+    return _python(lab.hosts[0], "echo", lab.hosts[1].address, "--seconds", str(seconds))
+
+
+def _row(lab: Lab, flow: str, result: dict[str, Any], trips: dict[str, Any]) -> Row:
+    rate = lab.profile.bits_per_second
+    return Row(
+        flow=flow,
+        share=None if rate is None else result["goodput"] / rate,
+        rtt_median_ms=trips["median_ms"],
+        rtt_p95_ms=trips["p95_ms"],
+        **result,
+    )
+
+
+class OurFlow:
+    """Two instances that send and take payloads; `__init__` returns when the first one is sent."""
+
+    def __init__(self, lab: Lab, options: list[str]) -> None:
+        addresses = [f"{host.address}:{OUR_PORT}" for host in lab.hosts[:2]]
+        self._receiver, self._sender = (
+            _python(lab.hosts[index], "ours", str(index), *addresses, *options) for index in (1, 0)
+        )
+        assert self._sender.stdout is not None
+        if self._sender.stdout.readline().strip() != SENDING:
+            raise RuntimeError("ours did not begin to send; its error is above")
+
+    def stop(self) -> None:
+        assert self._sender.stdin is not None
+        self._sender.stdin.close()
+        self._sender.stdin = None
+
+    def finish(self, timeout: float, *, span: tuple[float, float] | None = None) -> dict[str, Any]:
+        """What a row needs; goodput over `span` (moments of time.monotonic), or over all."""
+        sent, received = _json_of(self._sender, timeout), _json_of(self._receiver, timeout)
+        gigabytes, peer = sent["bytes"] / 1e9, sent["peer"]
+        size, seconds = sent["bytes"], sent["seconds"]
+        if span is not None:
+            done = [moment for moment in sent["done_at"] if span[0] <= moment <= span[1]]
+            size, seconds = len(done) * sent["payload_size"], span[1] - span[0]
+        return {
+            "goodput": 8 * size / seconds,
+            "retransmit_share": peer["chunks_retransmitted"] / max(1, peer["chunks_sent"]),
+            "sender_cpu": sent["cpu_seconds"] / gigabytes,
+            "receiver_cpu": received["cpu_seconds"] / gigabytes,
+            "payload_bytes": size,
+            "seconds": seconds,
+        }
+
+
+Finish = Callable[[float], dict[str, Any]]
+
+
+def _start_tcp(lab: Lab, congestion_control: str, seconds: float) -> Finish:
+    source, sink = lab.hosts[0], lab.hosts[1]
+    server = sink.popen(
+        ["iperf3", "-s", "-1", "--forceflush", "-p", str(TCP_PORT)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    while SERVER_READY not in (line := server.stdout.readline()):
+        if not line:
+            raise RuntimeError("iperf3 did not start as a server")
+    command = ["iperf3", "-c", sink.address, "-p", str(TCP_PORT), "-C", congestion_control]
+    client = source.popen([*command, "-t", str(round(seconds)), "-J"], stdout=subprocess.PIPE)
+
+    def finish(timeout: float) -> dict[str, Any]:
+        report = _json_of(client, timeout)
+        if "error" in report:
+            raise RuntimeError(f"iperf3 -C {congestion_control}: {report['error']}")
+        end, cpu = report["end"], report["end"]["cpu_utilization_percent"]
+        sent, received = end["sum_sent"], end["sum_received"]
+        size, segment = received["bytes"], report["start"]["tcp_mss_default"]
+        return {
+            "goodput": received["bits_per_second"],
+            "retransmit_share": sent["retransmits"] * segment / max(1, sent["bytes"]),
+            "sender_cpu": cpu["host_total"] / 100 * sent["seconds"] / (size / 1e9),
+            "receiver_cpu": cpu["remote_total"] / 100 * sent["seconds"] / (size / 1e9),
+            "payload_bytes": size,
+            "seconds": received["seconds"],
+        }
+
+    return finish
+
+
+def _python(host: Host, module: str, *arguments: str) -> subprocess.Popen[Any]:
+    command = [sys.executable, "-m", f"benchmarks.netlab.{module}", *arguments]
+    return host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _json_of(process: subprocess.Popen[Any], timeout: float) -> dict[str, Any]:
+    text = process.communicate(timeout=timeout)[0]
+    if not text:
+        raise RuntimeError(f"{process.args!r} said nothing and ended with {process.returncode}")
+    row: dict[str, Any] = json.loads(text)
+    return row
