@@ -11,6 +11,7 @@ id of its own, and ends in exactly one call of the listener.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,13 +65,16 @@ class _Chain:
     hops: dict[int, int] = field(default_factory=dict)
     """Number of a route and the transfer to its first peer, while that is under way."""
 
+    has_it: set[int] = field(default_factory=set)
+
     def behind(self, peer: int, number: int) -> list[int]:
-        """Who is on this route after `peer` and has not reported."""
+        """Who on this route depends on `peer`: those after it, up to one that has everything."""
         peers = self.routes.get(number, ())
         place = peers.index(peer) + 1 if peer in peers else len(peers)
+        depending = itertools.takewhile(lambda each: each not in self.has_it, peers[place:])
         return [
             each
-            for each in peers[place:]
+            for each in depending
             if each in self.receivers and self.receivers[each].route == number
         ]
 
@@ -280,6 +284,7 @@ class Chains:
 
     def _end(self, chain: _Chain, peer: int, now: float) -> None:
         receiver = chain.receivers[peer]
+        chain.has_it.add(peer)
         self._forget(chain, peer, "it arrived by another route", now)
         self._listener.on_transfer_done(receiver.transfer_id, now)
 

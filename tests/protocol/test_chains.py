@@ -96,6 +96,21 @@ def test_a_dead_member_fails_alone(engine: ModuleType, victim: int, alive_for: f
     assert_clean(cluster)
 
 
+def test_who_is_behind_one_that_has_everything_needs_no_other_route(engine: ModuleType) -> None:
+    """Instance 1 leaves while 2, which has everything, still sends to 3."""
+    cluster = CoreCluster(engine, count=4, link=LINK)
+    cluster.connect()
+    slow = Link(delay=0.002, rate=50_000.0, queue_size=20_000)
+    cluster.network.set_link(address_of(2), address_of(3), slow)
+    transfers = broadcast(cluster)
+    origin = cluster.instances[0]
+    cluster.run_until(lambda: len(origin.seen(BufferSent)) == 2, time_limit=2.0)
+    cluster.instances[1].endpoint.close(cluster.now)
+    cluster.run_until(partial(all_ended, cluster, transfers), time_limit=10.0)
+    assert len(origin.seen(BufferSent)) == 3
+    assert origin.endpoint.stats.routes_broken == 0
+
+
 @pytest.mark.parametrize("alive_for", [0.05, 0.1])
 def test_two_dead_members_fail_alone(engine: ModuleType, alive_for: float) -> None:
     cluster = CoreCluster(engine, count=7, link=LINK)
