@@ -17,48 +17,49 @@ class Counters:
     """Packets and bytes of all links together, since the lab began."""
 
     offered_packets: int = 0
-    """Packets that could have been lost at random; counted with a loss only."""
+    """Packets that could have been lost at random. The kernel counts them with a loss only."""
     offered_bytes: int = 0
     lost_packets: int = 0
     """Dropped at random, as asked."""
     queue_drops: int = 0
     """Dropped because a queue was full."""
-    carried_packets: int = 0
-    """Packets that left the uplinks' queues in the switch; counted where those are."""
-    carried_bytes: int = 0
-    relayed: int = 0
-    """Frames that the relay passed on."""
     reordered: int = 0
+    """Held back so that others overtook them."""
+    super_packets: int = 0
+    """Frames larger than the MTU where losses are: above 0 the losses are not those of packets."""
     overruns: int = 0
-    """Frames lost because relay or kernel could not keep up: above 0 a result is the machine's,
-    not the link's. Counted for the whole machine where the kernel does not tell whose."""
+    """Packets lost because relay or kernel did not keep up: above 0 a result is the machine's, not
+    the link's. Of the whole machine where the kernel does not tell whose."""
     latest_us: int = 0
-    """The most that a frame left the relay too late."""
+    """The most that a packet left the relay too late."""
 
     @property
     def loss(self) -> float:
         return self.lost_packets / max(1, self.offered_packets)
 
 
-def read_counters(switch: str, host_count: int, relayed: dict[str, int]) -> Counters:
-    """`relayed`: the relay's own counters, {} without one."""
+def of_relay(counts: dict[str, int], namespaces: list[str]) -> Counters:
+    """`counts`: the relay's own; `namespaces`: the hosts'."""
+    names = ("offered_packets", "offered_bytes", "lost_packets", "queue_drops", "reordered")
+    dropped = sum(_device_drops(name) for name in namespaces)
+    return Counters(
+        **{name: counts[name] for name in names},
+        overruns=counts["overruns"] + counts["refused"] + dropped + _backlog_drops(),
+        latest_us=counts["latest_us"],
+    )
+
+
+def of_kernel(switch: str, host_count: int) -> Counters:
     named, hosts = dict(_named_counters(switch)), range(host_count)
     lost = [named.get(wiring.LOST.format(index), (0, 0)) for index in hosts]
     offered = [named.get(wiring.OFFERED.format(index), (0, 0)) for index in hosts]
-    queues = {queue["dev"]: queue for queue in _queues(switch)}
-    uplinks = [queues[wiring.uplink(index)] for index in hosts if wiring.uplink(index) in queues]
-    relay_drops = sum(relayed.get(name, 0) for name in ("dropped", "refused", "truncated"))
     return Counters(
         offered_packets=sum(packets for packets, _ in offered),
         offered_bytes=sum(size for _, size in offered),
         lost_packets=sum(packets for packets, _ in lost),
-        queue_drops=sum(queue["drops"] for queue in queues.values()),
-        carried_packets=sum(queue["packets"] for queue in uplinks),
-        carried_bytes=sum(queue["bytes"] for queue in uplinks),
-        relayed=relayed.get("relayed", 0),
-        reordered=relayed.get("reordered", 0),
-        overruns=relay_drops + _device_drops(switch) + _backlog_drops(),
-        latest_us=relayed.get("latest_us", 0),
+        queue_drops=sum(queue["drops"] for queue in _queues(switch)),
+        super_packets=named.get(wiring.SUPER, (0, 0))[0],
+        overruns=_device_drops(switch) + _backlog_drops(),
     )
 
 
@@ -82,7 +83,7 @@ def _queues(switch: str) -> Iterator[dict[str, Any]]:
             yield queue
 
 
-def _device_drops(switch: str) -> int:
-    """What the devices dropped because nobody took it in time, a TAP's relay for example."""
-    links = json.loads(run_command(["ip", "-n", switch, "-s", "-j", "link", "show"]))
+def _device_drops(namespace: str) -> int:
+    """What the devices dropped because nobody took it in time."""
+    links = json.loads(run_command(["ip", "-n", namespace, "-s", "-j", "link", "show"]))
     return sum(link["stats64"][way]["dropped"] for link in links for way in ("rx", "tx"))

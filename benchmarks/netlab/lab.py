@@ -94,8 +94,10 @@ class Lab:
 
     def counters(self) -> counters.Counters:
         """What the lab did to packets so far, all hosts together."""
-        relayed = self._relay_stats()
-        return counters.read_counters(self.switch, len(self.hosts), relayed)
+        if self._relay is None:
+            return counters.of_kernel(self.switch, len(self.hosts))
+        names = [host.namespace for host in self.hosts]
+        return counters.of_relay(self._relay_stats(), names)
 
     # Building
 
@@ -103,11 +105,20 @@ class Lab:
         count = len(self.hosts)
         for name in (self.switch, *(host.namespace for host in self.hosts)):
             namespaces.add_namespace(name)
-        links = wiring.switch_links(self.profile, [host.namespace for host in self.hosts])
-        self._batch("ip", self.switch, links)
+        if self.profile.is_relayed:
+            self._start_relay()
+        else:
+            links = wiring.switch_links(self.profile, [host.namespace for host in self.hosts])
+            self._batch("ip", self.switch, links)
         for host in self.hosts:
             self._batch("ip", host.namespace, wiring.host_links(self.profile, host.index, count))
             self._batch("tc", host.namespace, wiring.host_queues(self.profile))
+        if not self.profile.is_relayed:
+            self._make_switch()
+
+    def _make_switch(self) -> None:
+        count = len(self.hosts)
+        for host in self.hosts:
             offloads = wiring.offloads(self.profile, host.index)
             if offloads:
                 run_command(host.command(["ethtool", "-K", *offloads["host"]]))
@@ -115,8 +126,6 @@ class Lab:
         self._batch("bridge", self.switch, wiring.switch_forwarding(count))
         self._batch("tc", self.switch, wiring.switch_queues(self.profile, count))
         run_command(self._in_switch(["nft", "-f", "-"]), text=wiring.rules(self.profile, count))
-        if self.profile.needs_relay:
-            self._start_relay()
 
     def _batch(self, program: str, namespace: str, text: str) -> None:
         if text:
@@ -128,10 +137,10 @@ class Lab:
     # The relay
 
     def _start_relay(self) -> None:
-        devices = [wiring.relay_device(host.index) for host in self.hosts]
-        command = relay_command(self.profile, build_relay(), devices)
+        names = [host.namespace for host in self.hosts]
+        command = relay_command(self.profile, build_relay(), names)
         self._relay = subprocess.Popen(
-            self._in_switch(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         if self._relay_line() != READY:
             raise LabUnavailable("the relay did not start; its error is above")
@@ -141,9 +150,7 @@ class Lab:
         return self._relay.stdout.readline().strip()
 
     def _relay_stats(self) -> dict[str, int]:
-        if self._relay is None:
-            return {}
-        assert self._relay.stdin is not None
+        assert self._relay is not None and self._relay.stdin is not None
         self._relay.stdin.write("\n")
         self._relay.stdin.flush()
         stats: dict[str, int] = json.loads(self._relay_line())

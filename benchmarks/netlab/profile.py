@@ -11,6 +11,7 @@ QUEUE_SECONDS = {"shallow": 1e-3, "medium": 20e-3, "deep": 250e-3}
 LARGEST_QUEUE = 64 << 20  # bytes; a deep queue at 10 Gbit/s would be 300 MB of kernel memory
 SMALLEST_QUEUE_PACKETS = 20
 UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+MAKERS = ("auto", "kernel", "relay")
 BOTTLENECKS = ("switch", "host")
 
 
@@ -44,8 +45,11 @@ class LinkProfile:
     bottleneck: str = "switch"
     """Where a host's sending is limited: `switch`, by a queue in the network that drops; `host`, by
     its own network card, whose queue makes the sender wait."""
+    made_by: str = "auto"
+    """`kernel`: tbf and nft; `relay`: a process of the lab's own; `auto`: the relay if there is
+    delay, jitter or reordering, which the kernel cannot make."""
     seed: int = 1
-    """Of jitter and reordering; the kernel's random losses take none."""
+    """Of the relay's chance; the kernel's random losses take none."""
 
     def __post_init__(self) -> None:
         _check("mtu", self.mtu, 576 <= self.mtu <= 9216, "576 to 9216 bytes")
@@ -56,6 +60,8 @@ class LinkProfile:
             _check(name, value, 0 <= value <= 10_000, "0 to 10000 milliseconds")
         expected = f"one of {', '.join(BOTTLENECKS)}"
         _check("bottleneck", self.bottleneck, self.bottleneck in BOTTLENECKS, expected)
+        makers = [name for name in MAKERS if name != "kernel" or not self.needs_relay]
+        _check("made_by", self.made_by, self.made_by in makers, f"one of {', '.join(makers)} here")
         known = isinstance(self.queue, int) or self.queue in QUEUE_SECONDS
         _check("queue", self.queue, known, f"one of {', '.join(QUEUE_SECONDS)}, or bytes")
         if self.rate is not None:
@@ -67,13 +73,22 @@ class LinkProfile:
 
     @property
     def needs_relay(self) -> bool:
-        """Delay, jitter and reordering are made by a process, not by the kernel."""
+        """The kernel's means have no delay, jitter or reordering."""
         return bool(self.rtt_ms or self.jitter_ms or self.reorder)
+
+    @property
+    def is_relayed(self) -> bool:
+        return self.needs_relay or self.made_by == "relay"
+
+    @property
+    def relay_rate(self) -> float:
+        """Bits a second that the relay lets pass; 0: no limit, or the hosts limit themselves."""
+        return 0.0 if self.bottleneck == "host" else self.bits_per_second or 0.0
 
     @property
     def is_plain(self) -> bool:
         """Nothing shapes the link: super-packets of 64 KB may cross it whole."""
-        return self.rate is None and not self.loss and not self.needs_relay
+        return self.rate is None and not self.loss and not self.is_relayed
 
     @property
     def frame_size(self) -> int:

@@ -18,8 +18,8 @@ from types import ModuleType
 from benchmarks.netlab.profile import LinkProfile
 from benchmarks.netlab.requirements import LabUnavailable
 
-SOURCE = Path(__file__).with_name("relay.pyx")
-MODULE = "netlab_relay"
+SOURCES = [Path(__file__).with_name(name) for name in ("relay.pyx", "relay_frames.pxi")]
+MODULE = "relay"
 CACHE = Path.home() / ".cache" / "comfy-cluster-netlab"
 BUILD_TIMEOUT = 300.0  # seconds; 5 on a free machine
 BUILD = f"""
@@ -35,23 +35,27 @@ setup(name="{MODULE}", ext_modules=modules, script_args=["-q", "build_ext", "--i
 READY = "ready"  # what the relay's process says once it relays
 
 
-def relay_command(profile: LinkProfile, module: Path, devices: list[str]) -> list[str]:
-    """The command line of the relay's process."""
+def relay_command(profile: LinkProfile, module: Path, namespaces: list[str]) -> list[str]:
+    """The command line of the relay's process, whose ports are `eth0` in these namespaces."""
     options = {
         "module": module,
+        "rate": profile.relay_rate,
+        "queue": profile.queue_size,
+        "burst": profile.burst,
         "delay": int(profile.rtt_ms * 1e6 / 2),
         "jitter": int(profile.jitter_ms * 1e6),
         "hold": int(profile.reorder_ms * 1e6),
+        "loss": profile.loss,
         "reorder": profile.reorder,
         "seed": profile.seed,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "benchmarks.netlab.relay_process", *arguments, *devices]
+    return [sys.executable, "-m", "benchmarks.netlab.relay_process", *arguments, *namespaces]
 
 
 def build_relay() -> Path:
     """The built module's file. LabUnavailable: no compiler, no Cython."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + sys.version.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(_all_source() + sys.version.encode()).hexdigest()[:16]
     folder = CACHE / digest
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -67,12 +71,17 @@ def load_relay(path: Path) -> ModuleType:
     return module
 
 
+def _all_source() -> bytes:
+    return b"".join(source.read_bytes() for source in SOURCES)
+
+
 def _built(folder: Path) -> Path | None:
     return next(folder.glob(f"{MODULE}.*.so"), None)
 
 
 def _build(folder: Path) -> Path:
-    shutil.copy(SOURCE, folder / f"{MODULE}.pyx")
+    for source in SOURCES:
+        shutil.copy(source, folder)
     done = subprocess.run(
         [sys.executable, "-c", BUILD],
         cwd=folder,

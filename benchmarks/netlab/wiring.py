@@ -1,36 +1,36 @@
 """Commands that make a lab's devices, queues and rules: text for `ip -batch`, `tc -batch`, `nft`.
 
-How it works. All devices but the hosts' own are in one namespace, the switch:
+How it works. Links without a delay are made by the kernel, in a namespace that is the switch:
 
-    host 0: eth0 ---- port0 > (relay0 >) (up0 >) bridge0 > port1 ---- eth0 :host 1
+    host 0: eth0 ---- port0 (> up0) > bridge0 > port1 ---- eth0 :host 1
 
-What a host sends enters at its port. With a delay a rule hands it to `relay0`, a TAP device: the
-relay's process reads it there and writes it back when its time has come. The next rule hands it to
-`up0`, an ifb device whose token bucket (tbf) is the host's uplink; with the bottleneck `host` the
-bucket is at eth0 instead, and `up0` is not there. The bridge forwards by fixed addresses, and drops
-the lost ones. With more than two hosts a second bucket, at the receiver's port, is its downlink;
-with two it would change nothing, and it costs a timer a packet.
+What a host sends enters at its port. A rule hands it to `up0`, an ifb device whose token bucket
+(tbf) is the host's uplink; with the bottleneck `host` the bucket is at eth0 instead, and `up0` is
+not there. The bridge forwards by fixed addresses, and drops the lost ones. With more than two hosts
+a second bucket, at the receiver's port, is its downlink; with two it would change nothing, and it
+costs a timer a packet.
 
-Queues and losses must count single packets. Super-packets (GSO) cross the relay whole, which is
-what makes it cheap, and the bucket cuts them before it queues them. Where there is no bucket in the
-switch, or where the relay reorders, eth0 does without segmentation offload, and the host's kernel
-cuts them. Nothing merges packets again but the receiver's eth0 (GRO), behind everything.
+Queues and losses must count single packets: the bucket cuts super-packets (GSO) before it queues
+them. Where there is no bucket in the switch, eth0 does without segmentation offload, and the host's
+kernel cuts them. Nothing merges packets again but the receiver's eth0 (GRO), behind everything.
+
+Links with a delay are made by the relay (`relay.pyx`), all of them: their eth0 is a TAP device that
+the relay's process has made, and there is no switch.
 """
 
 from __future__ import annotations
-
-import itertools
 
 from benchmarks.netlab.profile import LinkProfile
 
 BRIDGE = "bridge0"
 HOST_DEVICE = "eth0"
 LOSS_STEPS = 1_000_000  # loss is a multiple of 1 / LOSS_STEPS
-RELAY_QUEUE_FRAMES = 20_000  # room for what arrives while the relay is not scheduled
+TAP_QUEUE_FRAMES = 20_000  # room for what arrives while the relay is not scheduled
 PORT_QUEUE_PACKETS = 20_000
 PEAK_RATE = "50gbit"  # no limit beside any rate; its bucket is what cuts super-packets
 LOST = "lost{}"  # counters, by host
 OFFERED = "offered{}"
+SUPER = "super"
 
 
 def address(index: int) -> str:
@@ -47,10 +47,6 @@ def port(index: int) -> str:
 
 def uplink(index: int) -> str:
     return f"up{index}"
-
-
-def relay_device(index: int) -> str:
-    return f"relay{index}"
 
 
 def switch_links(profile: LinkProfile, hosts: list[str]) -> str:
@@ -71,15 +67,6 @@ def _port_links(profile: LinkProfile, index: int, host: str) -> list[str]:
     if has_uplink_device(profile):
         lines += [f"link add name {uplink(index)} mtu {mtu} type ifb"]
         lines += [f"link set {uplink(index)} up"]
-    if profile.needs_relay:
-        relay = relay_device(index)
-        lines += [
-            f"tuntap add dev {relay} mode tap vnet_hdr",
-            f"link set {relay} mtu {mtu} txqueuelen {RELAY_QUEUE_FRAMES}",
-            f"link set {relay} master {BRIDGE} up",
-            f"link set {relay} type bridge_slave learning off "
-            "flood off mcast_flood off bcast_flood off",
-        ]
     return lines
 
 
@@ -127,8 +114,9 @@ def _bucket(profile: LinkProfile, device: str) -> str:
 
 def host_links(profile: LinkProfile, index: int, count: int) -> str:
     """For `ip -batch` in a host. Neighbours are fixed, so that no lost ARP costs a second."""
+    queue = f" txqueuelen {TAP_QUEUE_FRAMES}" if profile.is_relayed else ""
     lines = [
-        f"link set {HOST_DEVICE} address {hardware_address(index)}",
+        f"link set {HOST_DEVICE} address {hardware_address(index)} mtu {profile.mtu}{queue}",
         f"address add {address(index)}/24 dev {HOST_DEVICE}",
         f"link set {HOST_DEVICE} up",
         f"route add 224.0.0.0/4 dev {HOST_DEVICE}",
@@ -146,8 +134,7 @@ def offloads(profile: LinkProfile, index: int) -> dict[str, list[str]]:
     """Arguments of `ethtool -K`, in host `index` and in the switch; {}: as they are."""
     if profile.is_plain:
         return {}
-    is_cut_later = has_uplink_device(profile) and not profile.reorder
-    state = "on" if is_cut_later else "off"
+    state = "on" if has_uplink_device(profile) else "off"
     host = [HOST_DEVICE, "tso", state, "tx-udp-segmentation", state, "gro", "on"]
     # veth merges nothing on receive while its other end could send super-packets.
     return {"host": host, "switch": [port(index), "tso", "off", "tx-udp-segmentation", "off"]}
@@ -157,31 +144,27 @@ def rules(profile: LinkProfile, count: int) -> str:
     """For `nft -f` in the switch."""
     lines = ["table netdev entry {"]
     for index in range(count):
-        stations = [port(index)]
-        stations += [relay_device(index)] if profile.needs_relay else []
-        stations += [uplink(index)] if has_uplink_device(profile) else []
-        for here, there in itertools.pairwise(stations):
-            hook = f'type filter hook ingress device "{here}" priority 0;'
-            lines += [f"chain from_{here} {{", hook, f'fwd to "{there}"', "}"]
+        if has_uplink_device(profile):
+            hook = f'type filter hook ingress device "{port(index)}" priority 0;'
+            lines += [f"chain from{index} {{", hook, f'fwd to "{uplink(index)}"', "}"]
     return "\n".join([*lines, "}", *_bridge_rules(profile, count)]) + "\n"
 
 
 def _bridge_rules(profile: LinkProfile, count: int) -> list[str]:
-    """Behind the uplinks' queues: lost packets have used the link."""
+    """Losses, behind the uplinks' queues: lost packets have used the link."""
     steps = round(profile.loss * LOSS_STEPS)
+    if not steps:
+        return []
     lines = [
         f"counter {kind.format(index)} {{ }}" for index in range(count) for kind in (OFFERED, LOST)
     ]
+    lines += [f"counter {SUPER} {{ }}"]
     statements: list[str] = []
     for index in range(count):
-        leaving = f'oifname "{port(index)}"'
-        if profile.needs_relay:  # a flooded packet does not come back to its sender
-            statements += [f'iifname "{relay_device(index)}" {leaving} drop']
-        if steps:
-            drop = f"numgen random mod {LOSS_STEPS} < {steps}"
-            statements += [f'{leaving} counter name "{OFFERED.format(index)}"']
-            statements += [f'{leaving} {drop} counter name "{LOST.format(index)}" drop']
-    if not statements:
-        return []
+        leaving = f'meta oif "{port(index)}"'
+        drop = f"numgen random mod {LOSS_STEPS} < {steps}"
+        statements += [f'{leaving} counter name "{OFFERED.format(index)}"']
+        statements += [f'{leaving} meta length > {profile.mtu} counter name "{SUPER}"']
+        statements += [f'{leaving} {drop} counter name "{LOST.format(index)}" drop']
     chain = ["chain loss {", "type filter hook forward priority 0;", *statements, "}"]
     return ["table bridge loss {", *lines, *chain, "}"]
