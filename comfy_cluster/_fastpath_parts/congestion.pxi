@@ -8,9 +8,10 @@ cdef enum:
     C_FIRST_CRUISE_PHASE = 2
     C_CRUISE_PHASES = 6
     C_WINDOW_ALLOWANCE_PACKETS = 10
-    C_BANDWIDTH_ROUNDS = 10
+    C_BANDWIDTH_EPOCHS = 10
+    C_SURPLUS_EPOCHS = 5
     C_FLAT_ROUNDS = 3
-    C_COMPETING_ROUNDS = 16
+    C_COMPETING_CYCLES = 2
 
     MODE_STARTUP = 0
     MODE_DRAIN = 1
@@ -20,7 +21,11 @@ cdef enum:
 cdef double C_STARTUP_GAIN = 2.885
 cdef double C_PACING_GAIN_STARTUP = 2.0
 cdef double C_WINDOW_GAIN = 2.0
-cdef double C_ROUND_FLOOR = 0.001
+cdef double C_ROUND_FLOOR = 0.01
+cdef double C_EPOCH_FLOOR = 0.05
+cdef double C_SURPLUS_LIMIT = 0.001
+cdef double C_QUEUE_FLOOR = 0.001
+cdef double C_EMPTY_FLOOR = 0.0015
 cdef double C_GROWTH = 1.25
 cdef double C_MIN_RTT_LIFETIME = 10.0
 cdef double C_PROBE_RTT_TIME = 0.2
@@ -37,12 +42,18 @@ cdef struct Congestion:
     double bandwidth
     double min_rtt
     double window
-    double rates[C_BANDWIDTH_ROUNDS]
-    uint64_t round_number
+    double rates[C_BANDWIDTH_EPOCHS]
+    uint64_t epoch
+    double epoch_at
+    double surplus
+    double old_surplus
+    double clump_at
+    int64_t clump_acked
+    double sack_at
     double round_at
     double round_sent_at
     int64_t round_delivered
-    double round_min_rtt
+    double cycle_min_rtt
     bint is_app_limited
     double full_rate
     double full_rate_at
@@ -51,7 +62,9 @@ cdef struct Congestion:
     double cycle_at
     double min_rtt_at
     double probe_rtt_ends_at
-    uint32_t filled_rounds
+    uint32_t odd_cycles
+    double odd_window
+    double old_min_rtt
     double loss_window
     double loss_maximum
     double loss_at
@@ -70,12 +83,9 @@ cdef inline void congestion_init(
 ) noexcept nogil:
     memset(state, 0, sizeof(Congestion))
     state.packet_size = packet_size
+    state.sack_at = -1.0
     state.window = <double>C_INITIAL_WINDOW_PACKETS * packet_size
     state.cycle_phase = C_FIRST_CRUISE_PHASE + phase % C_CRUISE_PHASES
-
-
-cdef inline int64_t congestion_window(const Congestion* state) noexcept nogil:
-    return <int64_t>larger(state.window, state.loss_window)
 
 
 cdef inline double congestion_minimum(const Congestion* state) noexcept nogil:
@@ -87,17 +97,31 @@ cdef inline int64_t congestion_underway(const Congestion* state) noexcept nogil:
 
 
 cdef inline double congestion_path_size(const Congestion* state) noexcept nogil:
-    return state.bandwidth * larger(state.min_rtt, C_ROUND_FLOOR)
+    return state.bandwidth * (state.min_rtt + C_EMPTY_FLOOR / 2)
 
 
 cdef inline bint congestion_is_empty_queue(const Congestion* state, double rtt) noexcept nogil:
-    return rtt <= C_EMPTY_QUEUE_FACTOR * state.min_rtt + C_ROUND_FLOOR
+    return rtt <= C_EMPTY_QUEUE_FACTOR * state.min_rtt + C_EMPTY_FLOOR
 
 
 cdef inline double congestion_cycle_gain(const Congestion* state) noexcept nogil:
     if state.cycle_phase == 0:
         return 1.25
     return 0.75 if state.cycle_phase == 1 else 1.0
+
+
+cdef inline bint congestion_is_draining(const Congestion* state) noexcept nogil:
+    return state.mode == MODE_CRUISE and congestion_cycle_gain(state) < 1.0
+
+
+cdef inline int64_t congestion_window(const Congestion* state) noexcept nogil:
+    cdef double window
+    if state.mode == MODE_PROBE_RTT:
+        return <int64_t>state.window
+    window = larger(state.window, state.loss_window)
+    if congestion_is_draining(state):
+        window = smaller(window, larger(congestion_path_size(state), congestion_minimum(state)))
+    return <int64_t>window
 
 
 cdef inline double congestion_pacing_rate(const Congestion* state, double smoothed_rtt) noexcept nogil:
@@ -110,7 +134,10 @@ cdef inline double congestion_pacing_rate(const Congestion* state, double smooth
     elif state.mode == MODE_CRUISE:
         gain = congestion_cycle_gain(state)
     rate = larger(gain * state.bandwidth, congestion_minimum(state) / smoothed_rtt)
-    if state.loss_window > 0.0:
+    if (
+        state.loss_window > 0.0 and state.mode != MODE_PROBE_RTT
+        and not congestion_is_draining(state)
+    ):
         rate = larger(rate, C_COMPETING_PACING_GAIN * state.loss_window / smoothed_rtt)
     return rate
 
@@ -120,17 +147,22 @@ cdef inline void congestion_set_packet_size(Congestion* state, uint32_t packet_s
     state.window = larger(state.window, congestion_minimum(state))
 
 
+cdef inline void congestion_stop_competing(Congestion* state) noexcept nogil:
+    state.loss_window = 0.0
+    state.odd_cycles = 0
+
+
 cdef inline void congestion_begin_round(Congestion* state, double sent_at, double now) noexcept nogil:
     state.round_at = now
     state.round_sent_at = sent_at
     state.round_delivered = 0
-    state.round_min_rtt = 0.0
     state.is_app_limited = False
 
 
 cdef inline void congestion_on_restart(Congestion* state, double now) noexcept nogil:
-    congestion_begin_round(state, now, now)
-    state.cycle_at = now
+    if now - state.sack_at > C_ROUND_FLOOR:
+        congestion_begin_round(state, now, now)
+        state.cycle_at = now
 
 
 cdef inline void congestion_on_rtt(
@@ -140,25 +172,50 @@ cdef inline void congestion_on_rtt(
     cdef bint is_lightly_loaded = (
         <double>flight_before <= C_PROBE_RTT_GAIN * congestion_path_size(state)
     )
-    if state.round_min_rtt == 0.0 or rtt < state.round_min_rtt:
-        state.round_min_rtt = rtt
+    if state.cycle_min_rtt == 0.0 or rtt < state.cycle_min_rtt:
+        state.cycle_min_rtt = rtt
     if state.min_rtt == 0.0 or rtt <= state.min_rtt or (is_old and is_lightly_loaded):
         state.min_rtt = rtt
         state.min_rtt_at = now
     elif is_old and state.mode == MODE_CRUISE:
         state.mode = MODE_PROBE_RTT
         state.probe_rtt_ends_at = now + C_PROBE_RTT_TIME + state.min_rtt
+        state.old_min_rtt = state.min_rtt
         state.min_rtt = rtt
+
+
+cdef inline void congestion_begin_epoch(Congestion* state, double now) noexcept nogil:
+    state.epoch += 1
+    state.epoch_at = now
+    state.rates[state.epoch % C_BANDWIDTH_EPOCHS] = 0.0
+    if state.epoch % C_SURPLUS_EPOCHS == 0:
+        state.old_surplus = state.surplus
+        state.surplus = 0.0
+
+
+cdef inline void congestion_measure_clump(Congestion* state, int64_t acked, double now) noexcept nogil:
+    cdef double expected = state.bandwidth * (now - state.clump_at)
+    if <double>state.clump_acked <= expected:
+        state.clump_at = now
+        state.clump_acked = 0
+        expected = 0.0
+    state.clump_acked += acked
+    state.surplus = larger(
+        state.surplus,
+        smaller(<double>state.clump_acked - expected, C_SURPLUS_LIMIT * state.bandwidth),
+    )
 
 
 cdef inline void congestion_add_rate(Congestion* state, double rate, double now) noexcept nogil:
     cdef int number
     if state.is_app_limited and rate <= state.bandwidth:
         return
-    state.round_number += 1
-    state.rates[state.round_number % C_BANDWIDTH_ROUNDS] = rate
+    if now - state.epoch_at >= C_EPOCH_FLOOR:
+        congestion_begin_epoch(state, now)
+    number = <int>(state.epoch % C_BANDWIDTH_EPOCHS)
+    state.rates[number] = larger(rate, state.rates[number])
     state.bandwidth = state.rates[0]
-    for number in range(1, C_BANDWIDTH_ROUNDS):
+    for number in range(1, C_BANDWIDTH_EPOCHS):
         state.bandwidth = larger(state.bandwidth, state.rates[number])
     if state.mode != MODE_STARTUP:
         return
@@ -175,16 +232,26 @@ cdef inline void congestion_add_rate(Congestion* state, double rate, double now)
         state.mode = MODE_DRAIN
 
 
-cdef inline void congestion_watch_queue(Congestion* state, double now) noexcept nogil:
-    if state.mode == MODE_STARTUP or congestion_is_empty_queue(state, state.round_min_rtt):
-        state.filled_rounds = 0
-        state.loss_window = 0.0
+cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept nogil:
+    cdef bint is_empty = congestion_is_empty_queue(state, state.cycle_min_rtt)
+    state.cycle_min_rtt = 0.0
+    state.odd_cycles = state.odd_cycles + 1 if is_empty == (state.loss_window > 0.0) else 0
+    if state.odd_cycles == 1:
+        state.odd_window = state.window
+    if state.odd_cycles < C_COMPETING_CYCLES:
         return
-    state.filled_rounds += 1
-    if state.filled_rounds == C_COMPETING_ROUNDS:
-        state.loss_window = larger(state.window, congestion_minimum(state))
+    congestion_stop_competing(state)
+    if not is_empty:
+        state.loss_window = larger(state.odd_window, congestion_minimum(state))
         state.loss_maximum = state.loss_window
         state.loss_at = now
+
+
+cdef inline void congestion_begin_phase(Congestion* state, double now) noexcept nogil:
+    state.cycle_phase = (state.cycle_phase + 1) % C_CYCLE_PHASES
+    state.cycle_at = now
+    if state.cycle_phase == 0 and state.cycle_min_rtt > 0.0:
+        congestion_end_cycle(state, now)
 
 
 cdef inline void congestion_end_round(
@@ -193,8 +260,6 @@ cdef inline void congestion_end_round(
     cdef double seconds = larger(now - state.round_at, newest_sent_at - state.round_sent_at)
     if seconds > 0.0:
         congestion_add_rate(state, <double>state.round_delivered / seconds, now)
-    if state.round_min_rtt > 0.0:
-        congestion_watch_queue(state, now)
     congestion_begin_round(state, newest_sent_at, now)
 
 
@@ -206,32 +271,37 @@ cdef inline void congestion_advance_mode(
         state.mode = MODE_CRUISE
         state.cycle_at = now
     elif state.mode == MODE_PROBE_RTT and now >= state.probe_rtt_ends_at:
+        if state.min_rtt <= C_EMPTY_QUEUE_FACTOR * state.old_min_rtt + C_EMPTY_FLOOR:
+            congestion_stop_competing(state)
         state.mode = MODE_CRUISE
         state.min_rtt_at = now
         state.cycle_at = now
     elif state.mode == MODE_CRUISE:
         if now - state.cycle_at >= larger(state.min_rtt, C_ROUND_FLOOR) or (
-            congestion_cycle_gain(state) < 1.0 and has_drained
+            congestion_is_draining(state) and has_drained
         ):
-            state.cycle_phase = (state.cycle_phase + 1) % C_CYCLE_PHASES
-            state.cycle_at = now
+            congestion_begin_phase(state, now)
 
 
 cdef inline void congestion_update_window(
     Congestion* state, int64_t acked, int64_t flight_before
 ) noexcept nogil:
-    cdef double path_size = congestion_path_size(state)
     cdef double allowance = <double>C_WINDOW_ALLOWANCE_PACKETS * state.packet_size
     cdef double target
     if state.mode == MODE_STARTUP:
+        target = (
+            state.bandwidth * (C_STARTUP_GAIN * state.min_rtt + C_QUEUE_FLOOR) + allowance
+        )
         if <double>flight_before >= state.window / 2 and (
-            state.bandwidth == 0.0 or state.window < C_STARTUP_GAIN * path_size + allowance
+            state.bandwidth == 0.0 or state.window < target
         ):
             state.window += acked
         return
-    target = C_WINDOW_GAIN * path_size + allowance
+    target = state.bandwidth * (C_WINDOW_GAIN * state.min_rtt + C_QUEUE_FLOOR) + larger(
+        state.surplus, state.old_surplus
+    ) + allowance
     if state.mode == MODE_PROBE_RTT:
-        target = C_PROBE_RTT_GAIN * path_size
+        target = C_PROBE_RTT_GAIN * congestion_path_size(state)
     state.window = larger(smaller(state.window + acked, target), congestion_minimum(state))
 
 
@@ -254,11 +324,13 @@ cdef inline void congestion_on_sack(
     cdef double floor = 0.0 if state.mode == MODE_STARTUP else C_ROUND_FLOOR
     if acked == 0:
         return
+    state.sack_at = now
     state.round_delivered += acked
     if rtt > 0.0:
         congestion_on_rtt(state, rtt, bytes_in_flight + acked, now)
     if newest_sent_at >= state.round_at and now - state.round_at >= floor:
         congestion_end_round(state, newest_sent_at, now)
+    congestion_measure_clump(state, acked, now)
     congestion_advance_mode(state, bytes_in_flight, now)
     congestion_update_window(state, acked, bytes_in_flight + acked)
     if state.loss_window > 0.0:
@@ -268,8 +340,11 @@ cdef inline void congestion_on_sack(
 cdef inline void congestion_on_lost(
     Congestion* state, double newest_sent_at, double rtt, double now
 ) noexcept nogil:
-    if state.mode == MODE_STARTUP and not congestion_is_empty_queue(state, rtt):
-        state.mode = MODE_DRAIN
+    if not congestion_is_empty_queue(state, rtt):
+        state.surplus = 0.0
+        state.old_surplus = 0.0
+        if state.mode == MODE_STARTUP:
+            state.mode = MODE_DRAIN
     if state.loss_window > 0.0 and newest_sent_at > state.loss_at:
         state.loss_maximum = state.loss_window
         state.loss_window = larger(
@@ -280,8 +355,7 @@ cdef inline void congestion_on_lost(
 
 cdef inline void congestion_on_persistent_loss(Congestion* state) noexcept nogil:
     state.window = congestion_minimum(state)
-    state.loss_window = 0.0
-    state.filled_rounds = 0
+    congestion_stop_competing(state)
 
 
 cdef class CongestionController:

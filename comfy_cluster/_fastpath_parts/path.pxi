@@ -8,7 +8,7 @@ cdef double C_INITIAL_RTT = 0.1
 cdef double C_GRANULARITY = 0.001
 cdef double C_REORDERING_SHARE = 0.25
 cdef double C_REORDERING_LIMIT = 8.0
-cdef double C_PACING_BURST_TIME = 0.001
+cdef double C_PACING_BURST_TIME = 0.002
 
 cdef struct Rtt:
     double latest

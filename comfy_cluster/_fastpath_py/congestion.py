@@ -1,13 +1,13 @@
 """How much may be in flight on one path, and how fast it may leave.
 
 How it works. A model of the path is kept, as in BBR (draft-cardwell-iccrg-bbr-congestion-control):
-the bandwidth is the largest delivery rate of the last rounds, the round trip the smallest of the
-last seconds. The window is twice their product, packets leave at the bandwidth, and now and then
-a little faster, to see whether there is more, then a little slower, so that the queue empties.
+the bandwidth is the largest delivery rate of the last half second, or of ten round trips where that
+is longer; the round trip is the smallest of the last seconds. The window is twice their product and a little more, packets leave at the bandwidth, and now and
+then a little faster, to see whether there is more, then a little slower, so that the queue empties.
 A lost packet alone changes nothing, so a lossy link stays full.
-Who shares a queue with a loss-based sender starves by these rules. When the queue stays filled
-although this sender drained its own part, a window as in CUBIC (RFC 9438) runs beside, and the
-larger of both counts, until the queue was seen empty again.
+Who shares a queue with a loss-based sender starves by these rules. Once in a cycle this sender
+drains its own part of the queue. When the queue stays filled all the same, a window as in CUBIC
+(RFC 9438) runs beside, and the larger of both counts, until the queue was seen empty again.
 
 No clock: `now` and samples come in, in seconds; sizes are bytes of UDP payload. The arithmetic
 keeps its order in the compiled engine, so that both give the same doubles.
@@ -24,15 +24,20 @@ FIRST_CRUISE_PHASE = 2
 CRUISE_PHASES = 6
 WINDOW_GAIN = 2.0
 WINDOW_ALLOWANCE_PACKETS = 10  # SACKs come for several packets at a time
-BANDWIDTH_ROUNDS = 10  # a cycle and two more
-ROUND_FLOOR = 0.001  # seconds; below it timers and schedulers are measured, not the path
+SURPLUS_LIMIT = 0.001  # seconds of the bandwidth, of acknowledgements that come in clumps
+SURPLUS_EPOCHS = 5  # as long as a clump is remembered, and once more
+BANDWIDTH_EPOCHS = 10
+EPOCH_FLOOR = 0.05  # seconds; a process that is kept from running for a while is no slow path
+ROUND_FLOOR = 0.01  # seconds; in less SACKs come too unevenly to tell a rate
+QUEUE_FLOOR = 0.001  # seconds of queue that keep a path busy while threads wake up
+EMPTY_FLOOR = 0.0015  # seconds of queue that count as none: what one burst of the pacer may fill
 GROWTH = 1.25  # a rate that grows by less for three rounds fills the path
 FLAT_ROUNDS = 3
 MIN_RTT_LIFETIME = 10.0  # seconds
 PROBE_RTT_TIME = 0.2  # seconds
 PROBE_RTT_GAIN = 0.5
-EMPTY_QUEUE_FACTOR = 1.25  # of the smallest round trip, and a millisecond on top
-COMPETING_ROUNDS = 16  # two cycles without an empty queue: somebody else fills it
+EMPTY_QUEUE_FACTOR = 1.25  # of the smallest round trip
+COMPETING_CYCLES = 2  # without an empty queue: somebody else fills it; and back
 LOSS_REDUCTION = 0.7  # RFC 9438 section 4.6
 CUBIC_C = 0.4  # RFC 9438 section 5.1
 FRIENDLY_GROWTH = 0.53  # packets a round trip: as Reno on average; RFC 9438 section 4.3
@@ -54,12 +59,18 @@ class CongestionController:
         self.bandwidth = 0.0
         self.min_rtt = 0.0
         self._window = float(INITIAL_WINDOW_PACKETS * packet_size)
-        self._rates = [0.0] * BANDWIDTH_ROUNDS
-        self._round_number = 0
+        self._rates = [0.0] * BANDWIDTH_EPOCHS
+        self._epoch = 0
+        self._epoch_at = 0.0
+        self._surplus = 0.0
+        self._old_surplus = 0.0
+        self._clump_at = 0.0
+        self._clump_acked = 0
+        self._sack_at = -1.0
         self._round_at = 0.0
         self._round_sent_at = 0.0
         self._round_delivered = 0
-        self._round_min_rtt = 0.0
+        self._cycle_min_rtt = 0.0
         self._is_app_limited = False
         self._full_rate = 0.0
         self._full_rate_at = 0.0
@@ -68,7 +79,9 @@ class CongestionController:
         self._cycle_at = 0.0
         self._min_rtt_at = 0.0
         self._probe_rtt_ends_at = 0.0
-        self._filled_rounds = 0
+        self._odd_cycles = 0
+        self._odd_window = 0.0
+        self._old_min_rtt = 0.0
         self._loss_window = 0.0
         self._loss_maximum = 0.0
         self._loss_at = 0.0
@@ -76,7 +89,12 @@ class CongestionController:
     @property
     def window(self) -> int:
         """Bytes that may be in flight."""
-        return int(max(self._window, self._loss_window))
+        if self.mode == PROBE_RTT:
+            return int(self._window)
+        window = max(self._window, self._loss_window)
+        if self._is_draining:
+            window = min(window, max(self._path_size, self._minimum))
+        return int(window)
 
     @property
     def underway(self) -> int:
@@ -102,7 +120,7 @@ class CongestionController:
         elif self.mode == CRUISE:
             gain = CYCLE_GAINS[self._cycle_phase]
         rate = max(gain * self.bandwidth, self._minimum / smoothed_rtt)
-        if self._loss_window > 0.0:
+        if self._loss_window > 0.0 and self.mode != PROBE_RTT and not self._is_draining:
             rate = max(rate, COMPETING_PACING_GAIN * self._loss_window / smoothed_rtt)
         return rate
 
@@ -113,9 +131,10 @@ class CongestionController:
     # What happens
 
     def on_restart(self, now: float) -> None:
-        """Something is sent after nothing was in flight: what lay between is no measurement."""
-        self._begin_round(now, now)
-        self._cycle_at = now
+        """Something is sent after nothing was in flight: a pause is no measurement."""
+        if now - self._sack_at > ROUND_FLOOR:
+            self._begin_round(now, now)
+            self._cycle_at = now
 
     def on_app_limited(self) -> None:
         """There is less to send than the window allows: rates are too small from here on."""
@@ -130,12 +149,14 @@ class CongestionController:
         """
         if acked == 0:
             return
+        self._sack_at = now
         self._round_delivered += acked
         if rtt > 0.0:
             self._on_rtt(rtt, bytes_in_flight + acked, now)
         floor = 0.0 if self.mode == STARTUP else ROUND_FLOOR
         if newest_sent_at >= self._round_at and now - self._round_at >= floor:
             self._end_round(newest_sent_at, now)
+        self._measure_clump(acked, now)
         self._advance_mode(bytes_in_flight, now)
         self._update_window(acked, bytes_in_flight + acked)
         if self._loss_window > 0.0:
@@ -143,8 +164,10 @@ class CongestionController:
 
     def on_packets_lost(self, newest_sent_at: float, rtt: float, now: float) -> None:
         """Take a loss, once for all losses of one round trip; `rtt` is the latest sample."""
-        if self.mode == STARTUP and not self._is_empty_queue(rtt):
-            self.mode = DRAIN
+        if not self._is_empty_queue(rtt):  # the queue overflows
+            self._surplus = self._old_surplus = 0.0
+            if self.mode == STARTUP:
+                self.mode = DRAIN
         if self._loss_window > 0.0 and newest_sent_at > self._loss_at:
             self._loss_maximum = self._loss_window
             self._loss_window = max(self._loss_window * LOSS_REDUCTION, self._minimum)
@@ -153,8 +176,7 @@ class CongestionController:
     def on_persistent_loss(self) -> None:
         """Fall back to the smallest window: nothing came back for several probes."""
         self._window = self._minimum
-        self._loss_window = 0.0
-        self._filled_rounds = 0
+        self._stop_competing()
 
     # The model
 
@@ -164,15 +186,25 @@ class CongestionController:
 
     @property
     def _path_size(self) -> float:
-        """Bytes that the path holds without a queue."""
-        return self.bandwidth * max(self.min_rtt, ROUND_FLOOR)
+        """Bytes that the path holds without a queue, or nearly so."""
+        return self.bandwidth * (self.min_rtt + EMPTY_FLOOR / 2)
+
+    @property
+    def _working_size(self) -> float:
+        """Bytes in flight that keep the path full, acknowledgements a round trip late included."""
+        clumps = max(self._surplus, self._old_surplus)
+        return self.bandwidth * (WINDOW_GAIN * self.min_rtt + QUEUE_FLOOR) + clumps
+
+    @property
+    def _is_draining(self) -> bool:
+        return self.mode == CRUISE and CYCLE_GAINS[self._cycle_phase] < 1.0
 
     def _is_empty_queue(self, rtt: float) -> bool:
-        return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + ROUND_FLOOR
+        return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + EMPTY_FLOOR
 
     def _on_rtt(self, rtt: float, flight_before: int, now: float) -> None:
-        if self._round_min_rtt == 0.0 or rtt < self._round_min_rtt:
-            self._round_min_rtt = rtt
+        if self._cycle_min_rtt == 0.0 or rtt < self._cycle_min_rtt:
+            self._cycle_min_rtt = rtt
         is_old = now - self._min_rtt_at > MIN_RTT_LIFETIME
         is_lightly_loaded = flight_before <= PROBE_RTT_GAIN * self._path_size
         if self.min_rtt == 0.0 or rtt <= self.min_rtt or (is_old and is_lightly_loaded):
@@ -181,28 +213,28 @@ class CongestionController:
         elif is_old and self.mode == CRUISE:
             self.mode = PROBE_RTT
             self._probe_rtt_ends_at = now + PROBE_RTT_TIME + self.min_rtt
+            self._old_min_rtt = self.min_rtt
             self.min_rtt = rtt
 
     def _begin_round(self, sent_at: float, now: float) -> None:
         self._round_at = now
         self._round_sent_at = sent_at
         self._round_delivered = 0
-        self._round_min_rtt = 0.0
         self._is_app_limited = False
 
     def _end_round(self, newest_sent_at: float, now: float) -> None:
         seconds = max(now - self._round_at, newest_sent_at - self._round_sent_at)
         if seconds > 0.0:
             self._add_rate(self._round_delivered / seconds, now)
-        if self._round_min_rtt > 0.0:
-            self._watch_queue(now)
         self._begin_round(newest_sent_at, now)
 
     def _add_rate(self, rate: float, now: float) -> None:
         if self._is_app_limited and rate <= self.bandwidth:
             return
-        self._round_number += 1
-        self._rates[self._round_number % BANDWIDTH_ROUNDS] = rate
+        if now - self._epoch_at >= EPOCH_FLOOR:
+            self._begin_epoch(now)
+        slot = self._epoch % BANDWIDTH_EPOCHS
+        self._rates[slot] = max(rate, self._rates[slot])
         self.bandwidth = max(self._rates)
         if self.mode != STARTUP:
             return
@@ -218,42 +250,75 @@ class CongestionController:
         ):
             self.mode = DRAIN
 
-    def _watch_queue(self, now: float) -> None:
-        if self.mode == STARTUP or self._is_empty_queue(self._round_min_rtt):
-            self._filled_rounds = 0
-            self._loss_window = 0.0
+    def _begin_epoch(self, now: float) -> None:
+        self._epoch += 1
+        self._epoch_at = now
+        self._rates[self._epoch % BANDWIDTH_EPOCHS] = 0.0
+        if self._epoch % SURPLUS_EPOCHS == 0:
+            self._old_surplus = self._surplus
+            self._surplus = 0.0
+
+    def _measure_clump(self, acked: int, now: float) -> None:
+        """By how much acknowledgements run ahead of the bandwidth, when they come all at once."""
+        expected = self.bandwidth * (now - self._clump_at)
+        if self._clump_acked <= expected:
+            self._clump_at = now
+            self._clump_acked = 0
+            expected = 0.0
+        self._clump_acked += acked
+        surplus = min(self._clump_acked - expected, SURPLUS_LIMIT * self.bandwidth)
+        self._surplus = max(self._surplus, surplus)
+
+    def _end_cycle(self, now: float) -> None:
+        """Count the cycles in a row that speak for the other way of sharing the queue."""
+        is_empty = self._is_empty_queue(self._cycle_min_rtt)
+        self._cycle_min_rtt = 0.0
+        self._odd_cycles = self._odd_cycles + 1 if is_empty == self.is_competing else 0
+        if self._odd_cycles == 1:
+            self._odd_window = self._window  # before the other sender's packets made it shrink
+        if self._odd_cycles < COMPETING_CYCLES:
             return
-        self._filled_rounds += 1
-        if self._filled_rounds == COMPETING_ROUNDS:
-            self._loss_window = max(self._window, self._minimum)
+        self._stop_competing()
+        if not is_empty:
+            self._loss_window = max(self._odd_window, self._minimum)
             self._loss_maximum = self._loss_window
             self._loss_at = now
+
+    def _stop_competing(self) -> None:
+        self._loss_window = 0.0
+        self._odd_cycles = 0
 
     def _advance_mode(self, bytes_in_flight: int, now: float) -> None:
         if self.mode == DRAIN and bytes_in_flight <= self._path_size:
             self.mode = CRUISE
             self._cycle_at = now
         elif self.mode == PROBE_RTT and now >= self._probe_rtt_ends_at:
+            if self.min_rtt <= EMPTY_QUEUE_FACTOR * self._old_min_rtt + EMPTY_FLOOR:
+                self._stop_competing()  # the queue was this sender's own
             self.mode = CRUISE
             self._min_rtt_at = now
             self._cycle_at = now
         elif self.mode == CRUISE:
             is_over = now - self._cycle_at >= max(self.min_rtt, ROUND_FLOOR)
-            is_drained = CYCLE_GAINS[self._cycle_phase] < 1.0 and bytes_in_flight <= self._path_size
-            if is_over or is_drained:
-                self._cycle_phase = (self._cycle_phase + 1) % len(CYCLE_GAINS)
-                self._cycle_at = now
+            if is_over or (self._is_draining and bytes_in_flight <= self._path_size):
+                self._begin_phase(now)
+
+    def _begin_phase(self, now: float) -> None:
+        self._cycle_phase = (self._cycle_phase + 1) % len(CYCLE_GAINS)
+        self._cycle_at = now
+        if self._cycle_phase == 0 and self._cycle_min_rtt > 0.0:
+            self._end_cycle(now)
 
     def _update_window(self, acked: int, flight_before: int) -> None:
         allowance = float(WINDOW_ALLOWANCE_PACKETS * self.packet_size)
         if self.mode == STARTUP:
-            limit = STARTUP_GAIN * self._path_size + allowance
+            limit = self.bandwidth * (STARTUP_GAIN * self.min_rtt + QUEUE_FLOOR) + allowance
             if flight_before >= self._window / 2 and (
                 self.bandwidth == 0.0 or self._window < limit
             ):
                 self._window += acked
             return
-        target = WINDOW_GAIN * self._path_size + allowance
+        target = self._working_size + allowance
         if self.mode == PROBE_RTT:
             target = PROBE_RTT_GAIN * self._path_size
         self._window = max(min(self._window + acked, target), self._minimum)

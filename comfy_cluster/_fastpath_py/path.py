@@ -11,7 +11,7 @@ GRANULARITY = 0.001  # seconds; RFC 9002 section 6.1.2
 REORDERING_SHARE = 0.25  # of the smallest round trip: RFC 8985 section 6.2
 REORDERING_LIMIT = 8.0  # smoothed round trips that a late packet is waited for, on top
 PACING_BURST_PACKETS = 10  # RFC 9002 section 7.7
-PACING_BURST_TIME = 0.001  # seconds; a timer cannot be kept much finer
+PACING_BURST_TIME = 0.002  # seconds; threads that wake up late must be able to catch up
 
 
 class RttEstimator:

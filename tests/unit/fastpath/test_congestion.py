@@ -133,7 +133,7 @@ def test_who_shares_a_filled_queue_holds_its_ground_until_it_is_empty(path: Path
     path.controller.on_packets_lost(path.now, path.rtt, path.now)  # of the same round trip
     assert path.controller.window == pytest.approx(0.7 * grown, rel=0.01)
     path.rtt = RTT
-    path.deliver(10 * RTT)
+    path.deliver(3 * 8 * RTT)  # two whole cycles
     assert not path.controller.is_competing
     assert path.controller.window < 1.3 * alone
 
@@ -208,4 +208,4 @@ def test_a_link_is_filled_with_and_without_losses(
     run.check()
     sender = run.instances[0].core.peer_stats(1)
     assert sender["bandwidth"] == pytest.approx(rate, rel=0.1)
-    assert sender["bytes_retransmitted"] < (1.3 * loss + 0.003) * 5_000_000
+    assert sender["bytes_retransmitted"] < (1.3 * loss + 0.005) * 5_000_000
