@@ -102,7 +102,8 @@ cdef extern from * nogil:
             /* An empty packet says: that was all. Three times, because this one may be lost too. */
             for (int i = 0; i < 3; i++) (void)send(fd, data, 0, MSG_DONTWAIT);
             result->calls += 3;
-            break;
+            found = cc_ceiling_wait_credit(fd, nonce, CC_CEILING_STALL, result);
+            return found < 0 ? found : 0;
         }
         return 0;
     }
@@ -130,7 +131,7 @@ cdef extern from * nogil:
                     error = cc_ceiling_send_credit(fd, nonce, told, result);
                 }
             } else if (got == 0) {
-                break;
+                return cc_ceiling_send_credit(fd, nonce, result->bytes, result);
             } else if (cc_is_full(errno)) {
                 double now = cc_now();
                 double left = end - now;

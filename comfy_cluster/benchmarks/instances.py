@@ -25,12 +25,12 @@ from typing import Any
 
 from comfy_cluster.benchmarks.commands import Command, Failure, Refusal, Reply
 from comfy_cluster.benchmarks.errors import BenchmarkError, Unavailable
-from comfy_cluster.benchmarks.place import Place
+from comfy_cluster.benchmarks.place import TIMEOUT, Place
 
 INSTANCE_COMMAND = (sys.executable, "-m", "comfy_cluster.benchmarks.instance")
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux; macOS and the BSDs
-COMMAND_TIMEOUT = 120.0  # seconds; above every time limit of the ways themselves
+COMMAND_MARGIN = 60.0  # seconds above the time limit of the ways themselves
 START_TIMEOUT = 60.0  # seconds, and as many more for each instance:
 START_TIMEOUT_PER_INSTANCE = 10.0  # loading torch takes 3 s of a core that may be shared
 SHOWN_LINE_COUNT = 20
@@ -56,9 +56,15 @@ def loopback_sites(count: int) -> list[Site]:
 class Instances:
     """A process for each site; instance 0 is the first. A context manager. One thread uses it."""
 
-    def __init__(self, sites: Sequence[Site], environ: Mapping[str, str]) -> None:
-        """`environ`: variables of the processes; our engine's settings hold there too."""
+    def __init__(
+        self, sites: Sequence[Site], environ: Mapping[str, str], *, timeout: float = TIMEOUT
+    ) -> None:
+        """`environ`: variables of the processes; our engine's settings hold there too.
+
+        `timeout`: seconds for a round, or for a way to connect; slow links need more.
+        """
         self.sites = list(sites)
+        self._timeout = timeout
         self._environ = environ
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
@@ -103,7 +109,7 @@ class Instances:
                 start_new_session=True,  # Ctrl+C is for this process, which then ends the others
             )
         self._processes.append(process)
-        place = Place(index, tuple(each.address for each in self.sites))
+        place = Place(index, tuple(each.address for each in self.sites), self._timeout)
         self._write(index, place)
         reader = threading.Thread(target=self._read, args=(index, process), daemon=True)
         self._readers.append(reader)
@@ -131,29 +137,20 @@ class Instances:
         return self._round_number
 
     def call(
-        self, name: str, *arguments: Any, way: str = "", timeout: float = COMMAND_TIMEOUT
+        self, name: str, *arguments: Any, way: str = "", timeout: float | None = None
     ) -> list[Any]:
         """Calls a method of `instance.Instance` on all; what each returned, in their order.
+
+        `timeout`: seconds until all must have answered, if the usual is not enough.
 
         Unavailable: one of them says so. BenchmarkError: one failed, ended, or does not answer;
         then all are ended, because the others may wait for it.
         """
-        return self.call_each(name, [arguments] * len(self), way=way, timeout=timeout)
-
-    def call_each(
-        self,
-        name: str,
-        arguments: Sequence[tuple[Any, ...]],
-        *,
-        way: str = "",
-        timeout: float = COMMAND_TIMEOUT,
-    ) -> list[Any]:
-        """`call` with other arguments for each instance."""
         what = f"{name} ({way})" if way else name
-        for index, own in enumerate(arguments):
-            self._write(index, Command(name, tuple(own)))
+        for index in range(len(self)):
+            self._write(index, Command(name, arguments))
         replies: dict[int, Any] = {}
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (timeout or self._timeout + COMMAND_MARGIN)
         while len(replies) < len(self):
             index, reply = self._next_reply(deadline, what, waiting_for=len(self) - len(replies))
             if isinstance(reply, Failure):

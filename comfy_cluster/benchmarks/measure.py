@@ -88,6 +88,8 @@ def measure_loads(
         for runner in under_load:
             on_progress(f"{runner.way}, {load.value}: first round")
             runner.warm_up()
+            if len(runners) == 1:  # else the load's own calls would be counted
+                runner.count_syscalls()
     for number in range(rounds):
         on_progress(f"round {number + 1} of {rounds}")
         for load, under_load in runners.items():
@@ -113,10 +115,13 @@ class _Runner:
         self._last_counters: list[dict[str, int]] = []
 
     def warm_up(self) -> None:
-        """A round that is compared in full, and one under perf. What the commands themselves need
-        is counted too: some 15 calls an instance."""
+        """A round that does not count, and whose result is compared in full."""
         self._run(is_full=True)
         self._first_counters = self._last_counters
+
+    def count_syscalls(self) -> None:
+        """A round under perf. What the commands themselves need is counted too: some 15 calls an
+        instance."""
         self._call("prepare", self._instances.next_round())
         with counting(self._instances.process_ids) as count:
             self._call("go", time.monotonic() + START_DELAY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TIMEOUT = 60.0  # seconds; a bound for what is broken, above every figure on loopback
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -12,6 +14,8 @@ class Place:
     index: int
     addresses: tuple[str, ...]
     """IP literals, one an instance."""
+    timeout: float = TIMEOUT
+    """Seconds for anything that waits for another instance."""
 
     @property
     def address(self) -> str:

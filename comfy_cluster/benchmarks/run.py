@@ -10,7 +10,7 @@ import datetime
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def run_rows(
     environ: Mapping[str, str],
     *,
     on_progress: Callable[[str], object] = lambda _: None,
-) -> Iterator[Table]:
+) -> Generator[Table, None, None]:
     """Measures rows one after the other; each table as soon as it is complete.
 
     BenchmarkError: a name is no row, torch is missing, or an instance failed. Whatever happens, and

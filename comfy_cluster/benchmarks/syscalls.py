@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 EVENT = "raw_syscalls:sys_enter"
-END_TIMEOUT = 10.0  # seconds
+TIMEOUT = 10.0  # seconds for each of perf's answers; then there is no figure
 
 
 class SyscallCount:
@@ -28,50 +29,64 @@ class SyscallCount:
 def counting(process_ids: Sequence[int]) -> Iterator[SyscallCount]:
     """Counts while the context is open; the value is there after it."""
     count = SyscallCount()
-    if shutil.which("perf") is None or not hasattr(os, "mkfifo"):
+    if sys.platform != "linux" or shutil.which("perf") is None:
         yield count
         return
-    control_read, control_write = os.pipe()
-    answer_read, answer_write = os.pipe()
-    ids = ",".join(map(str, process_ids))
-    command = ["perf", "stat", "-x", ",", "-e", EVENT, "-p", ids, "-D", "-1"]
-    command += ["--control", f"fd:{control_read},{answer_write}"]
-    process = subprocess.Popen(
-        command,
-        pass_fds=(control_read, answer_write),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl+C is for the benchmark, which ends this too
-    )
-    os.close(control_read)
-    os.close(answer_write)
-    with os.fdopen(control_write, "w") as control, os.fdopen(answer_read) as answers:
-        try:
-            is_counting = _said(control, answers, "enable")
-            yield count
-            if is_counting and _said(control, answers, "disable"):
-                process.send_signal(signal.SIGINT)  # then it writes what it has counted
-                count.value = _parse(process.communicate(timeout=END_TIMEOUT)[1])
-        except subprocess.TimeoutExpired:
-            count.value = None
-        finally:
-            process.kill()
-            process.communicate()
+    with _Perf(process_ids) as perf:
+        is_counting = perf.tell("enable")
+        yield count
+        if is_counting and perf.tell("disable"):
+            count.value = perf.count()
 
 
-def _said(control: TextIO, answers: TextIO, word: str) -> bool:
-    """Tells perf, and waits until it has obeyed. False: perf has ended."""
-    try:
-        control.write(f"{word}\n")
-        control.flush()
-        return bool(answers.readline())
-    except OSError:
+class _Perf:
+    """`perf stat`, attached to processes and told by a pipe when to count."""
+
+    def __init__(self, process_ids: Sequence[int]) -> None:
+        control, self._control = os.pipe()
+        self._answers, answers = os.pipe()
+        command = ["perf", "stat", "-x", ",", "-e", EVENT, "-D", "-1"]
+        command += ["-p", ",".join(map(str, process_ids)), "--control", f"fd:{control},{answers}"]
+        self._process = subprocess.Popen(
+            command,
+            pass_fds=(control, answers),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl+C is for the benchmark, which ends this too
+        )
+        os.close(control)
+        os.close(answers)
+
+    def __enter__(self) -> _Perf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        os.close(self._control)
+        os.close(self._answers)
+
+    def tell(self, word: str) -> bool:
+        """Waits until perf has obeyed. False: it has ended, or does not answer."""
+        with contextlib.suppress(OSError):
+            os.write(self._control, f"{word}\n".encode())
+            readable, _, _ = select.select([self._answers], [], [], TIMEOUT)
+            return bool(readable) and bool(os.read(self._answers, 64))
         return False
 
+    def count(self) -> int | None:
+        """Ends perf, which then writes what it has counted."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            return parse_count(self._process.communicate(timeout=TIMEOUT)[1])
+        except subprocess.TimeoutExpired:
+            return None
 
-def _parse(output: str) -> int | None:
+
+def parse_count(output: str) -> int | None:
+    """The figure in what `perf stat -x ,` writes; None: there is none, as `<not counted>`."""
     for line in output.splitlines():
         first, *rest = line.split(",")
         if EVENT in rest and first.isdigit():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from comfy_cluster.benchmarks.errors import BenchmarkError
 from comfy_cluster.benchmarks.results import Table
 from comfy_cluster.benchmarks.rows import ROWS
 from comfy_cluster.benchmarks.run import machine, report_json, run_rows
@@ -66,17 +69,17 @@ def run_bench(
     output = errors if json_target == STANDARD_OUTPUT else _console()
     output.print(_head(), style="dim", highlight=False, soft_wrap=True)
     tables = []
-    with errors.status("Starting ...") as status:
-        for table in run_rows(names or list(ROWS), options, environ, on_progress=status.update):
+    with (
+        errors.status("Starting ...") as status,
+        closing(
+            run_rows(names or list(ROWS), options, environ, on_progress=status.update)
+        ) as measured,
+    ):
+        for table in measured:
             tables.append(table)
             show_table(output, table)
-    if json_target is None:
-        return
-    text = json.dumps(report_json(tables, options), indent=2)
-    if json_target == STANDARD_OUTPUT:
-        click.echo(text)
-    else:
-        Path(json_target).write_text(text + "\n", encoding="utf-8")
+    if json_target is not None:
+        _write_json(report_json(tables, options), json_target)
 
 
 def show_table(console: Console, table: Table) -> None:
@@ -103,6 +106,17 @@ def _head() -> str:
         f"{facts['python']}, torch {facts['torch']}, {facts['system']}, "
         f"{facts['cpu_count']} x {facts['cpu']}, {facts['date']}"
     )
+
+
+def _write_json(report: Mapping[str, Any], target: str) -> None:
+    text = json.dumps(report, indent=2)
+    if target == STANDARD_OUTPUT:
+        click.echo(text)
+        return
+    try:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"the figures cannot be written to {target}: {error}") from error
 
 
 def _check_writable(path: Path) -> None:

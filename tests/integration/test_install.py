@@ -153,6 +153,13 @@ def test_installed_demo_runs(compiled: Environment) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_installed_benchmarks_run(compiled: Environment) -> None:
+    command = [str(compiled.scripts / "comfy-cluster"), "bench", "point-to-point", "--way", "tcp"]
+    done = run([*command, "--megabytes", "0.1", "--rounds", "1", "--json", "-"], compiled.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["tables"][0]["ways"][0]["way"] == "tcp"
+
+
 def test_without_a_compiler_the_twin_is_installed(sdist: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)
     done = environment.install(sdist, **NO_COMPILER)

@@ -18,7 +18,6 @@ from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.tensors import Tensors
 from comfy_cluster.benchmarks.transfers import Transfer
 
-TIMEOUT = 60.0  # seconds for anything that waits for another instance; a bound, never a figure
 SMALL_SIZE = 64  # bytes of a small message
 
 

@@ -15,7 +15,7 @@ import torch
 from comfy_cluster import fastpath
 from comfy_cluster.benchmarks.errors import BenchmarkError, Unavailable
 from comfy_cluster.benchmarks.place import Place
-from comfy_cluster.benchmarks.ways.base import TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import Way, Work
 from comfy_cluster.benchmarks.ways.tcp import bytes_of
 from comfy_cluster.transport.sockets import grow_buffers, open_udp_socket
 
@@ -57,11 +57,11 @@ class Ceiling(Way):
         if tensors.own:
             memory = bytes_of(tensors.own[0])
             result = fastpath.ceiling_send(
-                fd, memory, segment_size=self._segment_size, timeout=TIMEOUT, **options
+                fd, memory, segment_size=self._segment_size, timeout=self.place.timeout, **options
             )
         else:
             memory = bytes_of(tensors.place(0))
-            result = fastpath.ceiling_receive(fd, memory, timeout=TIMEOUT, **options)
+            result = fastpath.ceiling_receive(fd, memory, timeout=self.place.timeout, **options)
         if result["bytes"] != len(memory):
             lost = len(memory) - result["bytes"]
             raise BenchmarkError(f"the raw ceiling lost {lost} of {len(memory)} bytes")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from comfy_cluster.benchmarks.errors import Unavailable
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind
-from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, Way, Work
 
 
 class Gloo(Way):
@@ -27,7 +27,7 @@ class Gloo(Way):
         super().__init__(place)
         if not dist.is_available() or not dist.is_gloo_available():
             raise Unavailable("this build of PyTorch has no gloo")
-        self._timeout = datetime.timedelta(seconds=TIMEOUT)
+        self._timeout = datetime.timedelta(seconds=place.timeout)
         self._store: Any = None
         self._small = torch.zeros(SMALL_SIZE, dtype=torch.uint8)
 

@@ -19,7 +19,7 @@ import torch
 
 from comfy_cluster.benchmarks.errors import BenchmarkError, Unavailable
 from comfy_cluster.benchmarks.place import Place
-from comfy_cluster.benchmarks.ways.base import TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import Way, Work
 
 RETRY_INTERVAL = 0.02  # seconds until the client looks again whether the server is there
 
@@ -53,7 +53,7 @@ class Iperf3(Way):
 
     def run(self, work: Work) -> None:
         if self._server is not None:
-            result = _result_of(self._server)
+            result = _result_of(self._server, self.place.timeout)
             self._server = None
         else:
             result = self._run_client(work.transfer.part_bytes)
@@ -63,9 +63,9 @@ class Iperf3(Way):
 
     def _run_client(self, size: int) -> dict[str, Any]:
         address, port = self._address
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + self.place.timeout
         while True:
-            result = _result_of(_start(["-c", address, "-n", str(size)], port))
+            result = _result_of(_start(["-c", address, "-n", str(size)], port), self.place.timeout)
             if "unable to connect" not in result.get("error", "") or time.monotonic() > deadline:
                 return result
             time.sleep(RETRY_INTERVAL)
@@ -89,13 +89,13 @@ def _start(arguments: list[str], port: int) -> subprocess.Popen[str]:
     )
 
 
-def _result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+def _result_of(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
     try:
-        output, _ = process.communicate(timeout=TIMEOUT)
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        raise BenchmarkError(f"iperf3 did not end within {TIMEOUT:g} s") from None
+        raise BenchmarkError(f"iperf3 did not end within {timeout:g} s") from None
     result: dict[str, Any] = json.loads(output)
     return result
 

@@ -19,7 +19,7 @@ import torch
 from comfy_cluster import fastpath
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind
-from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, Way, Work
 from comfy_cluster.cluster import Cluster, CollectiveKey
 from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.runtime import build_discovery
@@ -62,7 +62,7 @@ class Ours(Way):
         engine_name = fastpath.ENGINE_NAME
         self._cluster = Cluster(config, self._transport, discovery, engine_name=engine_name)
         self._cluster.start()
-        self._cluster.wait_until_ready(TIMEOUT)
+        self._cluster.wait_until_ready(self.place.timeout)
 
     @property
     def cluster(self) -> Cluster:
@@ -75,7 +75,7 @@ class Ours(Way):
         return self._transport
 
     def run(self, work: Work) -> None:
-        self._result = self._collective(work).result(TIMEOUT)
+        self._result = self._collective(work).result(self.place.timeout)
 
     def _collective(self, work: Work) -> Handle[Any]:
         key = CollectiveKey(_job_id(work), work.transfer.kind.value)
@@ -110,7 +110,7 @@ class Ours(Way):
         seconds = []
         for _ in range(count):
             started_at = time.perf_counter()
-            self._send_message().result(TIMEOUT)
+            self._send_message().result(self.place.timeout)
             seconds.append(time.perf_counter() - started_at)
         return seconds
 
@@ -122,10 +122,10 @@ class Ours(Way):
         under_way: deque[Handle[None]] = deque()
         for _ in range(count):
             if len(under_way) >= WINDOW:
-                under_way.popleft().result(TIMEOUT)
+                under_way.popleft().result(self.place.timeout)
             under_way.append(self._send_message())
         for handle in under_way:
-            handle.result(TIMEOUT)
+            handle.result(self.place.timeout)
         return time.perf_counter() - started_at
 
     def answer_stream(self, count: int) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind, Leg
-from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, Way, Work
 
 INDEX = struct.Struct("!I")
 
@@ -32,7 +32,7 @@ class Tcp(Way):
 
     def listen(self) -> int:
         self._listener = socket.create_server((self.place.address, 0))
-        self._listener.settimeout(TIMEOUT)
+        self._listener.settimeout(self.place.timeout)
         port: int = self._listener.getsockname()[1]
         return port
 
@@ -40,13 +40,13 @@ class Tcp(Way):
         index = self.place.index
         for peer in range(index):
             address = (self.place.addresses[peer], listening[peer])
-            connection = socket.create_connection(address, TIMEOUT)
+            connection = socket.create_connection(address, self.place.timeout)
             self._add(peer, connection)
             connection.sendall(INDEX.pack(index))
         assert self._listener is not None, "listen comes first"
         while len(self._connections) < len(self.place.peers):
             connection, _ = self._listener.accept()
-            connection.settimeout(TIMEOUT)
+            connection.settimeout(self.place.timeout)
             name = bytearray(INDEX.size)
             _receive_into(connection, memoryview(name))
             self._add(INDEX.unpack(name)[0], connection)

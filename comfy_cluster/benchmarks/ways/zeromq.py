@@ -16,7 +16,7 @@ import torch
 from comfy_cluster.benchmarks.errors import Unavailable
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind
-from comfy_cluster.benchmarks.ways.base import TIMEOUT, Way, Work
+from comfy_cluster.benchmarks.ways.base import Way, Work
 from comfy_cluster.benchmarks.ways.tcp import bytes_of, take_own_part
 
 try:
@@ -37,8 +37,8 @@ class ZeroMq(Way):
     def _make_socket(self) -> Any:
         sock = self._context.socket(zmq.PAIR)
         sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.RCVTIMEO, int(TIMEOUT * 1000))
-        sock.setsockopt(zmq.SNDTIMEO, int(TIMEOUT * 1000))
+        sock.setsockopt(zmq.RCVTIMEO, int(self.place.timeout * 1000))
+        sock.setsockopt(zmq.SNDTIMEO, int(self.place.timeout * 1000))
         return sock
 
     def listen(self) -> dict[int, int]:
@@ -75,7 +75,7 @@ class ZeroMq(Way):
                 self._arrived[leg.part] = tensor
         take_own_part(work)
         for tracker in trackers:
-            tracker.wait(TIMEOUT)
+            tracker.wait(self.place.timeout)
 
     def _is_joined(self, work: Work) -> bool:
         return work.transfer.kind is Kind.FAN_IN and bool(work.tensors.wanted)
