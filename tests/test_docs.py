@@ -14,7 +14,7 @@ import re
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -23,6 +23,8 @@ from comfy_cluster.codec.payload import digest_of
 from comfy_cluster.protocol.incoming_buffer import IncomingState
 from comfy_cluster.protocol.outgoing_buffer import OutgoingState
 from comfy_cluster.protocol.stats import ProtocolStats
+from comfy_cluster.transport.shared_memory import records
+from comfy_cluster.transport.shared_memory.stats import SharedMemoryStats
 from comfy_cluster.wire import (
     Ack,
     Announce,
@@ -287,6 +289,13 @@ def test_loop_counters_are_documented() -> None:
 def test_protocol_counters_are_documented() -> None:
     fields = [field.name for field in dataclasses.fields(ProtocolStats)]
     assert [row[0] for row in rows_of("docs/protocol.md", "counters protocol")] == fields
+
+
+def test_shared_memory_counters_and_records_are_documented() -> None:
+    fields = [field.name for field in dataclasses.fields(SharedMemoryStats)]
+    assert [row[0] for row in rows_of("docs/protocol.md", "counters shared memory")] == fields
+    listed = {row[0]: int(row[1]) for row in rows_of("docs/protocol.md", "records")}
+    assert listed == {kind.__name__: kind.KIND for kind in get_args(records.Record)}
 
 
 # Architecture

@@ -61,7 +61,7 @@ def start_timeout(instance_count: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Packets of an instance so far, to and from all of its peers."""
+    """What an instance sent and received so far, to and from all of its peers."""
 
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -18,7 +18,7 @@ class Measures:
     items: int = 0
     compute_seconds: float = 0.0
     bytes_sent: int = 0
-    """Of packets, headers and what was sent again included."""
+    """Of packets, with headers and what was sent again, and of payloads through shared memory."""
     bytes_received: int = 0
     chunks_retransmitted: int = 0
     transfer_seconds: float = 0.0

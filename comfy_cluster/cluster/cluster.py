@@ -97,8 +97,11 @@ class Cluster:
             size,
             source=self.instance_index,
             machine_of=lambda peer: machine_at(self._membership.hostname_of(peer), own_hostname),
-            shares_memory=lambda peer: False,
+            shares_memory=self._shares_memory,
         )
+
+    def _shares_memory(self, peer: int) -> bool:
+        return self._transport is not None and self._transport.shares_memory(peer)
 
     # Life.
 
@@ -351,7 +354,8 @@ def _peer_summary(peer: PeerInfo) -> PeerSummary:
         address=address,
         is_connected=peer.is_connected,
         rtt=peer.rtt,
-        bytes_sent=peer.bytes_sent,
-        bytes_received=peer.bytes_received,
+        bytes_sent=peer.bytes_sent + peer.shared_bytes_sent,
+        bytes_received=peer.bytes_received + peer.shared_bytes_received,
         chunks_retransmitted=peer.chunks_retransmitted,
+        shares_memory=peer.shares_memory,
     )

@@ -22,11 +22,16 @@ class PeerSummary:
     """Round trip in seconds; None: not measured."""
     bytes_sent: int
     bytes_received: int
+    """Packets, and payloads that went through shared memory."""
     chunks_retransmitted: int
+    shares_memory: bool = False
+    """Large payloads go through shared memory: it is on this machine."""
 
     def text(self) -> str:
         """One line for people."""
-        connection = "connected" if self.is_connected else "not connected"
+        connection = "not connected"
+        if self.is_connected:
+            connection = f"connected, {'shared memory' if self.shares_memory else 'UDP'}"
         rtt = "-" if self.rtt is None else f"{self.rtt * 1000:.2f} ms"
         return (
             f"Instance {self.instance_index} ({self.role}): {self.address}, {connection}, "

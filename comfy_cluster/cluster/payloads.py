@@ -20,7 +20,7 @@ from comfy_cluster.cluster.budget import Admission, ByteBudget
 from comfy_cluster.cluster.ports import Transport
 from comfy_cluster.cluster.routes import Routes
 from comfy_cluster.codec import EncodedPayload
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, Codec
 from comfy_cluster.errors import CorruptPayload
 from comfy_cluster.transport.handle import Executor, Handle, all_ended
 from comfy_cluster.transport.memory import ReceivedBuffer
@@ -71,6 +71,7 @@ class Payloads:
         """
         if not peers:
             return Handle.completed(None)
+        codec_name = self._codec_for(peers)
 
         def send_encoded(payload: EncodedPayload) -> Handle[None]:
             transfers = self._transfers(payload, peers, key=key, message_type=message_type)
@@ -78,16 +79,23 @@ class Payloads:
 
         def begin(admission: Admission) -> Handle[None]:
             def encode(tensor: torch.Tensor) -> EncodedPayload:
-                return self._encode(tensor, admission, is_image=is_image)
+                return self._encode(tensor, admission, codec_name, is_image=is_image)
 
             encoded = Handle.completed(tensor).then(encode, self._executor)
             sent = encoded.and_then(send_encoded)
             sent.add_done_callback(lambda _: admission.release())
             return sent
 
-        cost = encoding_cost(tensor, codec_name=str(self._config.codec))
+        cost = encoding_cost(tensor, codec_name=codec_name)
         admitted = self._budget.admit(cost)
         return admitted.and_then(begin, on_dropped=Admission.release)
+
+    def _codec_for(self, peers: Collection[int]) -> str:
+        """What shared memory carries is not made smaller first: that takes longer than copying."""
+        are_here = all(self._transport.shares_memory(peer) for peer in peers)
+        return str(
+            Codec.RAW if are_here and self._config.codec is Codec.AUTO else self._config.codec
+        )
 
     def _transfers(
         self,
@@ -125,11 +133,11 @@ class Payloads:
         return arriving.then(decode_received, self._executor, on_dropped=ReceivedBuffer.release)
 
     def _encode(
-        self, tensor: torch.Tensor, admission: Admission, *, is_image: bool
+        self, tensor: torch.Tensor, admission: Admission, codec_name: str, *, is_image: bool
     ) -> EncodedPayload:
         payload = codec.encode(
             tensor,
-            codec=str(self._config.codec),
+            codec=codec_name,
             precision=str(self._config.image_precision),
             is_image=is_image,
         )

@@ -39,6 +39,9 @@ class Transport(Protocol):
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn` is called on the control thread, and must not block."""
 
+    def shares_memory(self, peer: int) -> bool:
+        """Whether payloads to and from `peer` need no network: it is on this machine."""
+
     def send_buffer(
         self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType
     ) -> Handle[None]:

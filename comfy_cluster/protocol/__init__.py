@@ -14,6 +14,7 @@ from comfy_cluster.protocol.events import (
     BufferArrived,
     BufferFailed,
     BufferSent,
+    DigestNeeded,
     Event,
     IncomingFailed,
     MessageDelivered,
@@ -27,6 +28,14 @@ from comfy_cluster.protocol.events import (
 )
 from comfy_cluster.protocol.outgoing_buffer import PayloadParts
 from comfy_cluster.protocol.settings import ProtocolSettings
+from comfy_cluster.protocol.shared_memory_port import (
+    NoSharedMemory,
+    PeerProof,
+    SharedArrived,
+    SharedEvent,
+    SharedFailed,
+    SharedMemoryPort,
+)
 from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "BufferArrived",
     "BufferFailed",
     "BufferSent",
+    "DigestNeeded",
     "Endpoint",
     "EnginePort",
     "Event",
@@ -41,13 +51,19 @@ __all__ = [
     "MessageDelivered",
     "MessageFailed",
     "MessageReceived",
+    "NoSharedMemory",
     "PayloadParts",
     "PeerConnected",
     "PeerInfo",
     "PeerLost",
+    "PeerProof",
     "PeerRefused",
     "ProtocolSettings",
     "ProtocolStats",
     "RelayEnded",
     "RelayLate",
+    "SharedArrived",
+    "SharedEvent",
+    "SharedFailed",
+    "SharedMemoryPort",
 ]

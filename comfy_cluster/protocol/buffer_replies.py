@@ -54,6 +54,12 @@ class BufferReplies:
             packed = BufferCancel(name, reason).pack()
             self._courier.post_control(each, MessageType.BUFFER_CANCEL, packed, now)
 
+    def not_shared(
+        self, peer: int, announcement: BufferAnnouncement, reason: str, now: float
+    ) -> None:
+        logger.info("! %d buffer %016x goes over UDP: %s", peer, announcement.buffer_id, reason)
+        self._failed(peer, announcement, FailureCode.NO_SHARED_MEMORY, reason, now)
+
     def leave(self, peer: int, buffer_id: int, reason: str, now: float) -> None:
         """Tell nobody but who sends it: the origin knows, or has the payload come another way."""
         packed = BufferCancel(buffer_id, reason).pack()

@@ -23,6 +23,7 @@ from comfy_cluster.protocol.incoming_buffers import IncomingBuffers
 from comfy_cluster.protocol.messages import is_for_user, parse_large
 from comfy_cluster.protocol.outgoing_buffers import OutgoingBuffers
 from comfy_cluster.protocol.peers import Peer
+from comfy_cluster.protocol.shared_memory_port import SharedArrived, SharedMemoryPort
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.protocol.timers import TimerKind
 from comfy_cluster.wire import (
@@ -57,6 +58,7 @@ class Dispatch:
         incoming: IncomingBuffers,
         outgoing: OutgoingBuffers,
         chains: Chains,
+        shared_memory: SharedMemoryPort,
         stats: ProtocolStats,
         emit: Callable[[events.Event], None],
     ) -> None:
@@ -67,6 +69,7 @@ class Dispatch:
         self._incoming = incoming
         self._outgoing = outgoing
         self._chains = chains
+        self._shared_memory = shared_memory
         self._stats = stats
         self._emit = emit
         self._receivers: dict[MessageType, Callable[[Peer, Message, float], None]] = {
@@ -84,7 +87,7 @@ class Dispatch:
     # From the engine
 
     def handle_engine_events(self, now: float) -> None:
-        """Act on all events of the engine, then send the ACKs that they cost."""
+        """Act on all events of engine and shared memory, then send the ACKs that they cost."""
         heard: dict[int, Peer] = {}
         for event in self._engine.take_events():
             kind = event[0]
@@ -100,8 +103,16 @@ class Dispatch:
             elif kind == EVENT_PACKET_SIZE:
                 self._connections.on_packet_size(event[1], event[2])
                 self._outgoing.on_packet_size(event[1], event[2], now)
+        self._handle_shared_events(now)
         for peer in heard.values():
             self._send_acks(peer)
+
+    def _handle_shared_events(self, now: float) -> None:
+        for event in self._shared_memory.take_events():
+            if isinstance(event, SharedArrived):
+                self._incoming.on_shared_arrived(event.buffer_id, event.memory, now)
+            else:
+                self._incoming.on_shared_failed(event.buffer_id, event.reason, now)
 
     def _send_acks(self, peer: Peer) -> None:
         for ack in peer.inbox.take_acks():

@@ -37,6 +37,11 @@ from comfy_cluster.protocol.outgoing_buffers import OutgoingBuffers
 from comfy_cluster.protocol.peers import Peer
 from comfy_cluster.protocol.relays import Relays
 from comfy_cluster.protocol.settings import ProtocolSettings
+from comfy_cluster.protocol.shared_memory_port import (
+    NoSharedMemory,
+    PeerProof,
+    SharedMemoryPort,
+)
 from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
 from comfy_cluster.protocol.timers import Timers
 from comfy_cluster.wire import BUFFER_TYPES, Goodbye, MessageType, TransferKey
@@ -56,7 +61,10 @@ class Endpoint:
         rng: random.Random,
         allocate: Callable[[int], Buffer],
         now: float,
+        shared_memory: SharedMemoryPort | None = None,
     ) -> None:
+        """`shared_memory` None: payloads travel over UDP only."""
+        self._shared_memory = shared_memory or NoSharedMemory()
         self.settings = settings
         self.stats = ProtocolStats()
         self._events: deque[events.Event] = deque()
@@ -89,6 +97,8 @@ class Endpoint:
             timers=self._timers,
             stats=self.stats,
             packet_size_to=self._connections.packet_size_to,
+            shared_memory=self._shared_memory,
+            on_digest_needed=lambda each: self._events.append(events.DigestNeeded(each)),
         )
         self._chains = self._new_chains()
         self._messages = UserMessages(
@@ -116,7 +126,13 @@ class Endpoint:
     ) -> IncomingBuffers:
         budget = IncomingBudget(self.settings.memory_budget // 2)
         timers = self._timers
-        store = IncomingStore(budget=budget, engine=engine, timers=timers, allocate=allocate)
+        store = IncomingStore(
+            budget=budget,
+            engine=engine,
+            timers=timers,
+            allocate=allocate,
+            shared_memory=self._shared_memory,
+        )
         replies = BufferReplies(self._courier, self.stats)
         self._relays = Relays(
             outgoing=self._outgoing,
@@ -130,6 +146,7 @@ class Endpoint:
             replies=replies,
             relays=self._relays,
             engine=engine,
+            shared_memory=self._shared_memory,
             stats=self.stats,
             emit=self._events.append,
             on_message_buffer=lambda buffer, now: self._dispatch.on_message_buffer(buffer, now),
@@ -143,6 +160,7 @@ class Endpoint:
             courier=self._courier,
             incoming=self._incoming,
             outgoing=self._outgoing,
+            shared_memory=self._shared_memory,
             chains=self._chains,
             stats=self.stats,
             emit=self._events.append,
@@ -210,13 +228,14 @@ class Endpoint:
         key: TransferKey,
         payload: PayloadParts,
         *,
-        digest: bytes,
+        digest: bytes | None,
         message_type: MessageType,
         now: float,
     ) -> int:
         """Send one payload; one BufferSent or BufferFailed with the returned id follows.
 
-        `digest` is the xxh3_128 of the payload, whose memory is read until then. Raises
+        `digest` is the xxh3_128 of the payload, whose memory is read until then. None is for a peer
+        that shares memory: DigestNeeded follows if it is needed all the same. Raises
         LocalProtocolError.
         """
         self._check_sendable([peer], key, message_type)
@@ -224,6 +243,10 @@ class Endpoint:
         return self._outgoing.send(
             peer, key, owned, message_type=message_type, listener=self, now=now
         )
+
+    def provide_digest(self, buffer_id: int, digest: bytes, now: float) -> None:
+        """The answer to DigestNeeded; too late is no harm."""
+        self._outgoing.provide_digest(buffer_id, digest, now)
 
     def send_chain(
         self,
@@ -302,7 +325,7 @@ class Endpoint:
     # Driving
 
     def handle_engine_events(self, now: float) -> None:
-        """Act on all that the engine has to tell."""
+        """Act on all that the engine and the shared memory have to tell."""
         if not self._is_closed:
             self._dispatch.handle_engine_events(now)
 
@@ -348,6 +371,10 @@ class Endpoint:
     # What the parts report
 
     def on_connected(self, peer: Peer, now: float) -> None:
+        assert peer.connection is not None
+        ids = peer.connection
+        proof = PeerProof(ids.boot_id, ids.local_session, ids.remote_session)
+        self._shared_memory.connect_peer(peer.index, proof, now)
         peer.outbox.on_connected(now)
         self._outgoing.on_connected(peer.index, now)
 
@@ -355,6 +382,7 @@ class Endpoint:
         self._outgoing.on_lost(peer.index, error, now)
         self._chains.on_lost(peer.index, error, now)
         self._incoming.on_lost(peer.index, error, now)
+        self._shared_memory.disconnect_peer(peer.index)
 
     def on_transfer_done(self, transfer_id: int, now: float) -> None:
         self._events.append(events.BufferSent(transfer_id))

@@ -62,7 +62,8 @@ class MessageFailed:
 class BufferArrived:
     """A buffer is complete and not yet verified: answer with `confirm_buffer` or `reject_buffer`.
 
-    `memory` is what `allocate(size)` gave; nobody writes into it any more.
+    `memory` is what `allocate(size)` gave, or what came through shared memory; nobody writes into
+    it any more.
     """
 
     peer: int
@@ -72,6 +73,17 @@ class BufferArrived:
     memory: Buffer
     size: int
     digest: bytes
+    """Empty: it came through shared memory, and there is nothing to verify."""
+
+
+@dataclass(frozen=True, slots=True)
+class DigestNeeded:
+    """A payload without digest cannot go through shared memory: answer with `provide_digest`.
+
+    `buffer_id` is what `send_buffer` returned.
+    """
+
+    buffer_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,7 @@ Event = (
     | BufferArrived
     | RelayEnded
     | RelayLate
+    | DigestNeeded
     | BufferSent
     | BufferFailed
     | IncomingFailed

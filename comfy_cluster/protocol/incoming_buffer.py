@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class IncomingState(Enum):
     QUEUED = "waits for memory"
-    RECEIVING = "has memory; chunks may come"
+    RECEIVING = "has memory, or its share of the budget; the payload may come"
     ARRIVED = "complete; the layer above verifies it"
     HELD = "verified; the layer above has it, or nobody came for it yet"
 
@@ -53,6 +53,11 @@ class IncomingBuffer:
     @property
     def size(self) -> int:
         return self.announcement.size
+
+    @property
+    def is_shared(self) -> bool:
+        """It comes through shared memory, and brings its memory along."""
+        return self.announcement.is_shared
 
     @property
     def is_message(self) -> bool:

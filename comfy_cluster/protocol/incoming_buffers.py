@@ -1,10 +1,12 @@
 """Buffers that peers announce to this instance: from the announcement to the release of memory.
 
 How it works: an announced buffer is queued until the budget has memory for it. Then the engine is
-given the memory, and the sender is told to send. The layer above is handed the complete buffer,
-verifies its digest, and confirms or rejects it; a confirmed one holds its share of the budget until
-it is released. An arrived buffer that nobody claims expires, and a later claim of its key fails;
-the others end with their peer's connection, with their job, or by a cancel of the sender.
+How it works: an announced buffer is queued until the budget has memory for it. Then the engine is
+given the memory, and the sender is told to send; a shared payload brings its memory along. The
+layer above is handed the complete buffer, verifies its digest, and confirms or rejects it; a
+confirmed one holds its share of the budget until it is released. An arrived buffer that nobody
+claims expires, and a later claim of its key fails; the others end with their peer's connection,
+with their job, or by a cancel of the sender.
 A buffer that came over a route is sent on meanwhile (`relays.py`), and may come by another route
 if one breaks (`incoming_routes.py`): its claim fails only when its source is lost or gives it up.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from comfy_cluster.errors import ClusterError, CorruptPayload, TransferCancelled, TransferTimeout
 from comfy_cluster.protocol import events
@@ -28,6 +31,7 @@ from comfy_cluster.protocol.incoming_store import (
 )
 from comfy_cluster.protocol.recent import RecentSet
 from comfy_cluster.protocol.relays import Relays
+from comfy_cluster.protocol.shared_memory_port import SharedMemoryPort
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.wire import (
     LARGEST_ATTEMPT,
@@ -37,6 +41,9 @@ from comfy_cluster.wire import (
     MessageType,
     TransferKey,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 logger = logging.getLogger("comfy_cluster.protocol")
 
@@ -54,6 +61,7 @@ class IncomingBuffers:
         replies: BufferReplies,
         relays: Relays,
         engine: EnginePort,
+        shared_memory: SharedMemoryPort,
         stats: ProtocolStats,
         emit: Callable[[events.Event], None],
         on_message_buffer: Callable[[IncomingBuffer, float], None],
@@ -65,6 +73,7 @@ class IncomingBuffers:
         self._relays.on_over = self._on_relay_over
         self._routes = IncomingRoutes(replies)
         self._engine = engine
+        self._shared_memory = shared_memory
         self._stats = stats
         self._emit = emit
         self._on_message_buffer = on_message_buffer
@@ -138,10 +147,28 @@ class IncomingBuffers:
     def on_complete(self, buffer_id: int, now: float) -> None:
         """The engine placed the last chunk."""
         buffer = self._store.get(buffer_id, IncomingState.RECEIVING)
-        if buffer is not None:
-            self._store.queue.on_closed(buffer.peer)
-            self._on_arrived(buffer, now)
+        if buffer is not None and not buffer.is_shared:
+            self._on_complete(buffer, now)
+
+    def on_shared_arrived(self, buffer_id: int, memory: Buffer, now: float) -> None:
+        """The payload came through shared memory."""
+        buffer = self._store.get(buffer_id, IncomingState.RECEIVING)
+        if buffer is not None and buffer.is_shared:
+            buffer.memory = memory
+            self._on_complete(buffer, now)
+
+    def on_shared_failed(self, buffer_id: int, reason: str, now: float) -> None:
+        """It will not come that way: whoever waits for it goes on waiting, for UDP to bring it."""
+        buffer = self._store.get(buffer_id, IncomingState.RECEIVING)
+        if buffer is not None and buffer.is_shared:
+            self._replies.not_shared(buffer.peer, buffer.announcement, reason, now)
+            self._remove(buffer, now)
             self.admit(now)
+
+    def _on_complete(self, buffer: IncomingBuffer, now: float) -> None:
+        self._store.queue.on_closed(buffer.peer)
+        self._on_arrived(buffer, now)
+        self.admit(now)
 
     def on_cancel(self, peer: int, cancel: BufferCancel, now: float) -> None:
         """The sender gave the buffer up; or its origin, by the name of the payload."""
@@ -215,7 +242,7 @@ class IncomingBuffers:
         if buffer is None:
             return False
         buffer.state = HELD
-        self._engine.close_incoming(buffer_id)
+        self._store.close(buffer)
         self._routes.on_verified(buffer, now)
         self._store.set_unclaimed_timer(buffer, now)
         if self.is_relaying(buffer_id):
@@ -337,9 +364,22 @@ class IncomingBuffers:
     def admit(self, now: float) -> None:
         """Give memory to as many waiting buffers as the budget allows."""
         while (buffer := self._store.queue.pop_next()) is not None:
-            if self._has_memory(buffer, now) and self._is_opened(buffer, now):
+            if buffer.is_shared:
+                self._admit_shared(buffer, now)
+            elif self._has_memory(buffer, now) and self._is_opened(buffer, now):
                 self._replies.accept(buffer.peer, buffer.buffer_id, now)
                 self._relays.begin(buffer, now)
+
+    def _admit_shared(self, buffer: IncomingBuffer, now: float) -> None:
+        peer, buffer_id = buffer.peer, buffer.buffer_id
+        self._store.take_budget(buffer)
+        if self._shared_memory.is_shared_with(peer):
+            self._shared_memory.open_incoming(peer, buffer_id, buffer.size)
+            self._replies.accept(peer, buffer_id, now)
+        else:
+            reason = "the instances share no memory"
+            self._replies.not_shared(peer, buffer.announcement, reason, now)
+            self._remove(buffer, now)
 
     def _has_memory(self, buffer: IncomingBuffer, now: float) -> bool:
         """Give the buffer its memory; it fails when there is none."""

@@ -13,6 +13,7 @@ from comfy_cluster.protocol.budget import IncomingBudget
 from comfy_cluster.protocol.engine_port import EnginePort
 from comfy_cluster.protocol.incoming_buffer import IncomingBuffer, IncomingState
 from comfy_cluster.protocol.incoming_queue import IncomingQueue
+from comfy_cluster.protocol.shared_memory_port import SharedMemoryPort
 from comfy_cluster.protocol.timers import TimerKind, Timers
 from comfy_cluster.wire import BufferAnnouncement, MessageType, TransferKey
 
@@ -38,12 +39,14 @@ class IncomingStore:
         engine: EnginePort,
         timers: Timers,
         allocate: Callable[[int], Buffer],
+        shared_memory: SharedMemoryPort,
     ) -> None:
         self.queue = IncomingQueue(budget)
         self._budget = budget
         self._engine = engine
         self._timers = timers
         self._allocate = allocate
+        self._shared_memory = shared_memory
         self._buffers: dict[int, IncomingBuffer] = {}
         self._by_key: dict[TransferKey, dict[int, IncomingBuffer]] = {}
         self._unclaimed_counts: Counter[int] = Counter()
@@ -96,11 +99,15 @@ class IncomingStore:
             if is_unfinished and has_larger_chunks and buffer.peer == peer:
                 self.remove(buffer)
 
-    def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
-        """Take memory and its share of the budget. None: there is no memory."""
+    def take_budget(self, buffer: IncomingBuffer) -> None:
+        """Take the share of the budget, before the memory."""
         is_inline = buffer.announcement.inline_payload is not None
         self._budget.take(buffer.size, is_claimed=buffer.is_claimed)
         buffer.state = IncomingState.ARRIVED if is_inline else IncomingState.RECEIVING
+
+    def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
+        """Take the share of the budget, and memory. None: there is no memory."""
+        self.take_budget(buffer)
         try:
             buffer.memory = self._allocate(buffer.size)
         except MemoryError:
@@ -129,6 +136,13 @@ class IncomingStore:
         """For a buffer whose relay waits: for memory here, or for the next instance."""
         self._timers.set(TimerKind.RELAY, buffer.buffer_id, now + RELAY_GRACE)
 
+    def close(self, buffer: IncomingBuffer) -> None:
+        """Nothing more comes of the payload. Twice is fine."""
+        if buffer.is_shared:
+            self._shared_memory.close_incoming(buffer.buffer_id)
+        else:
+            self._engine.close_incoming(buffer.buffer_id)
+
     def remove(self, buffer: IncomingBuffer) -> None:
         """Forget a buffer in any state; the engine touches its memory no more after this."""
         self._timers.cancel(TimerKind.RELAY, buffer.buffer_id)
@@ -141,7 +155,7 @@ class IncomingStore:
         if buffer.state is IncomingState.QUEUED:
             self.queue.remove(buffer)
             return
-        self._engine.close_incoming(buffer.buffer_id)
+        self.close(buffer)
         if buffer.state is IncomingState.RECEIVING:
             self.queue.on_closed(buffer.peer)
         self._timers.cancel(TimerKind.UNCLAIMED, buffer.buffer_id)

@@ -30,11 +30,11 @@ class OutgoingPayload:
 
     prefix: bytes
     body: Buffer
-    digest: bytes
-    """xxh3_128 of both, 16 bytes, big-endian."""
+    digest: bytes | None
+    """xxh3_128 of both, 16 bytes, big-endian. None: not made yet, because nobody may need it."""
 
     def __post_init__(self) -> None:
-        if len(self.digest) != DIGEST_SIZE:
+        if self.digest is not None and len(self.digest) != DIGEST_SIZE:
             raise LocalProtocolError(f"a digest has {DIGEST_SIZE} bytes, not {len(self.digest)}")
         if self.size > LARGEST_BUFFER:
             raise LocalProtocolError(f"a buffer of {self.size} bytes is above {LARGEST_BUFFER}")
@@ -61,7 +61,7 @@ class Sendable(Protocol):
     def size(self) -> int: ...
 
     @property
-    def digest(self) -> bytes: ...
+    def digest(self) -> bytes | None: ...
 
     @property
     def budget_size(self) -> int:
@@ -83,10 +83,10 @@ class TransferListener(Protocol):
 
 
 class OutgoingState(Enum):
-    WAITING = "waits for the connection"
+    WAITING = "waits for the connection, or for its digest"
     ANNOUNCED = "waits for the receiver's memory"
     ACCEPTED = "waits for the outgoing budget"
-    SENDING = "given to the engine; waits for the receiver's confirmation"
+    SENDING = "on its way; waits for the receiver's confirmation"
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +105,10 @@ class OutgoingBuffer:
     attempt: int = 1
     chunk_size: int = 0
     announcement_id: int = 0
+    is_shared: bool = False
+    """It was announced for shared memory."""
+    may_share: bool = True
+    """False: the receiver could not have it through shared memory."""
 
     @property
     def size(self) -> int:

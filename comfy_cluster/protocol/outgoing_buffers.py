@@ -6,6 +6,10 @@ memory, which may take as long as it likes while the connection lasts. Accepted 
 engine within the outgoing budget: they always get through, so waiting for them is short. The
 transfer ends when the receiver confirms the digest. Each transfer ends in exactly one call of its
 listener.
+
+To a peer that shares memory a payload goes without chunks and digest, in the same steps. Only the
+receiver decides that a payload did not come that way, since it alone knows what came: then it is
+announced once more for UDP, and `on_digest_needed` asks for the digest.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from comfy_cluster.errors import (
     ClusterError,
@@ -29,11 +34,13 @@ from comfy_cluster.protocol.courier import Courier
 from comfy_cluster.protocol.engine_port import EnginePort
 from comfy_cluster.protocol.outgoing_buffer import (
     OutgoingBuffer,
+    OutgoingPayload,
     OutgoingState,
     Sendable,
     TransferListener,
 )
 from comfy_cluster.protocol.settings import ProtocolSettings
+from comfy_cluster.protocol.shared_memory_port import SharedMemoryPort
 from comfy_cluster.protocol.stats import ProtocolStats
 from comfy_cluster.protocol.timers import TimerKind, Timers
 from comfy_cluster.wire import (
@@ -52,6 +59,8 @@ from comfy_cluster.wire import (
 logger = logging.getLogger("comfy_cluster.protocol")
 
 LARGEST_INLINE = 900  # bytes; with a usual key the announcement still fits one packet
+# Bytes from which shared memory is used: below, a transfer is mostly messages, which are the same.
+SMALLEST_SHARED = 65_536
 _ENVELOPE = 32  # bytes; the other fields of ClusterMessage take 27 at most
 
 
@@ -67,8 +76,13 @@ class OutgoingBuffers:
         timers: Timers,
         stats: ProtocolStats,
         packet_size_to: Callable[[int], int],
+        shared_memory: SharedMemoryPort,
+        on_digest_needed: Callable[[int], None],
     ) -> None:
-        """`packet_size_to(peer)`: of its connection; 0 when it is not connected."""
+        """`packet_size_to(peer)`: of its connection; 0 when it is not connected.
+
+        `on_digest_needed(transfer_id)` is answered with `provide_digest`.
+        """
         self._settings = settings
         self._budget = budget
         self._courier = courier
@@ -76,6 +90,8 @@ class OutgoingBuffers:
         self._timers = timers
         self._stats = stats
         self._packet_size_to = packet_size_to
+        self._shared_memory = shared_memory
+        self._on_digest_needed = on_digest_needed
         self._transfers: dict[int, OutgoingBuffer] = {}
         self._by_buffer_id: dict[int, OutgoingBuffer] = {}
         self._announcements: dict[int, OutgoingBuffer] = {}
@@ -137,6 +153,15 @@ class OutgoingBuffers:
         state = self._transfers[transfer_id].state
         return state in (OutgoingState.ACCEPTED, OutgoingState.SENDING)
 
+    def provide_digest(self, transfer_id: int, digest: bytes, now: float) -> None:
+        """The digest of a payload that did not bring it along."""
+        buffer = self._transfers.get(transfer_id)
+        if buffer is None or not isinstance(buffer.payload, OutgoingPayload):
+            return
+        buffer.payload = replace(buffer.payload, digest=digest)
+        if buffer.state is OutgoingState.WAITING and self._packet_size_to(buffer.peer):
+            self._announce(buffer, now)
+
     # Connections
 
     def on_connected(self, peer: int, now: float) -> None:
@@ -167,13 +192,29 @@ class OutgoingBuffers:
     # The announcement
 
     def _announce(self, buffer: OutgoingBuffer, now: float) -> None:
-        buffer.chunk_size = chunk_size_for(self._packet_size_to(buffer.peer))
+        peer, shared = buffer.peer, self._payload_to_share(buffer)
+        buffer.is_shared = shared is not None
+        if shared is not None:
+            self._shared_memory.open_outgoing(peer, buffer.buffer_id, shared.prefix, shared.body)
+        elif buffer.payload.digest is None:
+            self._on_digest_needed(buffer.transfer_id)
+            return
+        buffer.chunk_size = 0 if buffer.is_shared else chunk_size_for(self._packet_size_to(peer))
         buffer.state = OutgoingState.ANNOUNCED
         packet = self._inline_announcement(buffer) or self._announcement(buffer, None)
         message = self._courier.new_message(buffer.peer, buffer.message_type, packet)
         buffer.announcement_id = message.message_id
         self._announcements[message.message_id] = buffer
         self._courier.post(message, message.pack(), self, now)
+
+    def _payload_to_share(self, buffer: OutgoingBuffer) -> OutgoingPayload | None:
+        """None: it goes over UDP. So does a hop of a route, which may have to be sent on."""
+        payload = buffer.payload
+        if buffer.route is not None or not isinstance(payload, OutgoingPayload):
+            return None
+        is_message = buffer.message_type is MessageType.MESSAGE_BUFFER
+        may_share = buffer.may_share and not is_message and payload.size >= SMALLEST_SHARED
+        return payload if may_share and self._shared_memory.is_shared_with(buffer.peer) else None
 
     def _inline_announcement(self, buffer: OutgoingBuffer) -> bytes | None:
         """The announcement with the payload inside, if that fits one packet."""
@@ -190,11 +231,12 @@ class OutgoingBuffers:
             buffer_id=buffer.buffer_id,
             size=buffer.size,
             chunk_size=buffer.chunk_size if inline_payload is None else 0,
-            digest=buffer.payload.digest,
+            digest=b"" if buffer.is_shared else buffer.payload.digest or b"",
             key=buffer.key,
             inline_payload=inline_payload,
             attempt=buffer.attempt,
             route=buffer.route,
+            is_shared=buffer.is_shared,
         ).pack()
 
     def on_message_delivered(self, message_id: int, now: float) -> None:
@@ -236,9 +278,14 @@ class OutgoingBuffers:
         if buffer is None:
             return
         text = f"instance {peer} could not take {buffer.key}: {failed.reason or failed.code.name}"
-        if failed.code is not FailureCode.CORRUPT:
+        if failed.code is FailureCode.NO_SHARED_MEMORY and buffer.is_shared:
+            self._stats.buffers_unshared += 1
+            buffer.may_share = False
+            self._send_again(buffer, now)
+        elif failed.code is not FailureCode.CORRUPT:
             self._fail(buffer, TransferError(text, peer=peer), now)
         elif buffer.attempt < LARGEST_ATTEMPT and buffer.route is None:
+            self._stats.buffers_resent += 1
             buffer.attempt += 1
             self._send_again(buffer, now)
         else:
@@ -260,6 +307,7 @@ class OutgoingBuffers:
                 cancel = BufferCancel(buffer.buffer_id, "sent anew in smaller chunks").pack()
                 self._courier.post_control(peer, MessageType.BUFFER_CANCEL, cancel, now)
             if buffer.route is None:
+                self._stats.buffers_resent += 1
                 self._send_again(buffer, now)
             else:  # the origin of the chain finds another way
                 text = f"instance {peer} takes only smaller packets now"
@@ -270,7 +318,6 @@ class OutgoingBuffers:
         return buffer if buffer is not None and buffer.peer == peer else None
 
     def _send_again(self, buffer: OutgoingBuffer, now: float) -> None:
-        self._stats.buffers_resent += 1
         self._forget(buffer, now)
         self._send_accepted()
         buffer.buffer_id = self.new_buffer_id()
@@ -284,7 +331,10 @@ class OutgoingBuffers:
     def _open(self, buffer: OutgoingBuffer) -> None:
         self._budget.take(buffer.payload.budget_size)
         buffer.state = OutgoingState.SENDING
-        buffer.payload.open(self._engine, buffer.peer, buffer.buffer_id, buffer.chunk_size)
+        if buffer.is_shared:
+            self._shared_memory.send(buffer.buffer_id)
+        else:
+            buffer.payload.open(self._engine, buffer.peer, buffer.buffer_id, buffer.chunk_size)
 
     # Ends
 
@@ -308,8 +358,12 @@ class OutgoingBuffers:
         if buffer.state is OutgoingState.ACCEPTED:
             self._accepted.remove(buffer)
         elif buffer.state is OutgoingState.SENDING:
-            self._engine.close_outgoing(buffer.buffer_id)
+            if not buffer.is_shared:
+                self._engine.close_outgoing(buffer.buffer_id)
             self._budget.give_back(buffer.payload.budget_size)
+        if buffer.is_shared:
+            self._shared_memory.close_outgoing(buffer.buffer_id)
+        buffer.is_shared = False
         buffer.state = OutgoingState.WAITING
 
     def _end_announcement(self, buffer: OutgoingBuffer, now: float) -> None:

@@ -36,6 +36,8 @@ class ProtocolStats:
     buffers_sent: int = 0
     buffers_resent: int = 0
     """Buffers sent a second time because they arrived damaged."""
+    buffers_unshared: int = 0
+    """Buffers announced for shared memory that were sent over UDP in the end."""
     buffers_failed: int = 0
     """Outgoing buffers that failed or were cancelled."""
     buffers_arrived: int = 0

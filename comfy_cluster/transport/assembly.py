@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_cluster import identity
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.protocol import Endpoint, ProtocolSettings, events
 from comfy_cluster.transport import sockets
-from comfy_cluster.transport.control import ControlThread
+from comfy_cluster.transport.control import Command, ControlThread
 from comfy_cluster.transport.digests import DigestPool
 from comfy_cluster.transport.engine_threads import EngineThreads
 from comfy_cluster.transport.incoming import IncomingHandles
@@ -26,6 +26,9 @@ from comfy_cluster.transport.memory import MemoryPool
 from comfy_cluster.transport.outgoing import OutgoingHandles
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.transport.routing import EventRouter, Listeners
+from comfy_cluster.transport.shared_memory.availability import why_unavailable
+from comfy_cluster.transport.shared_memory.carrier import SharedMemoryCarrier
+from comfy_cluster.transport.workers import WorkerPool
 
 logger = logging.getLogger("comfy_cluster.transport")
 
@@ -45,9 +48,12 @@ class Parts:
     engine_threads: EngineThreads
     endpoint: Endpoint
     control: ControlThread[events.Event]
+    workers: WorkerPool
     digests: DigestPool
     outgoing: OutgoingHandles
     incoming: IncomingHandles
+    shared_memory: SharedMemoryCarrier | None
+    """None: it is turned off, or this system has none."""
 
 
 def assemble(
@@ -68,22 +74,69 @@ def assemble(
         receive_capacity=sizes.receive_capacity,
         keepalive_interval=config.instance_timeout / KEEPALIVES_PER_TIMEOUT,
     )
+
+    def post(command: Command) -> None:
+        control.post(command)
+
+    workers = WorkerPool(on_failure=on_failure)
+    shared_memory = _open_shared_memory(config, settings, workers, post)
     endpoint = Endpoint(
         settings,
         engine,
         rng=random.SystemRandom(),
         allocate=MemoryPool(config.memory_budget // KEPT_SHARE).allocate,
         now=time.monotonic(),
+        shared_memory=shared_memory,
     )
-    digests = DigestPool(on_failure=on_failure)
-    outgoing = OutgoingHandles(endpoint)
-    incoming = IncomingHandles(endpoint, digests, post=lambda command: control.post(command))
+    digests = DigestPool(workers)
+    outgoing = OutgoingHandles(endpoint, digests, post=post)
+    incoming = IncomingHandles(endpoint, digests, post=post)
     router = EventRouter(listeners, outgoing=outgoing, incoming=incoming)
     engine_threads = EngineThreads(engine, sock, on_failure=on_failure)
     control: ControlThread[events.Event] = ControlThread(
-        endpoint, engine_threads, on_event=router.on_event, on_failure=on_failure
+        endpoint,
+        engine_threads,
+        on_event=router.on_event,
+        on_failure=on_failure,
+        shared_memory=shared_memory,
     )
-    return Parts(sock, engine, engine_threads, endpoint, control, digests, outgoing, incoming)
+    return Parts(
+        sock=sock,
+        engine=engine,
+        engine_threads=engine_threads,
+        endpoint=endpoint,
+        control=control,
+        workers=workers,
+        digests=digests,
+        outgoing=outgoing,
+        incoming=incoming,
+        shared_memory=shared_memory,
+    )
+
+
+def _open_shared_memory(
+    config: ClusterConfig,
+    settings: ProtocolSettings,
+    workers: WorkerPool,
+    post: Callable[[Command], None],
+) -> SharedMemoryCarrier | None:
+    """None where it cannot be had: everything works without."""
+    if config.shared_memory is SharedMemory.OFF:
+        return None
+    reason = why_unavailable()
+    if not reason:
+        try:
+            return SharedMemoryCarrier(
+                settings.instance_index,
+                settings.boot_id,
+                memory_budget=settings.memory_budget,
+                workers=workers,
+                post=post,
+            )
+        except OSError as error:
+            reason = str(error)
+    logger.info("= no shared memory with instances of this machine: %s", reason)
+    return None
 
 
 def _protocol_settings(config: ClusterConfig, engine_name: str) -> ProtocolSettings:
@@ -115,7 +168,11 @@ def take_apart(parts: Parts) -> None:
         parts.sock.close()
     else:  # the socket stays open: its number must not come to mean another file to that thread
         logger.error("! a thread of the transport does not end")
-    parts.digests.close()
+    have_workers_ended = parts.workers.close()
+    if parts.shared_memory is not None and has_control_ended:
+        parts.shared_memory.close()
+        if have_workers_ended:  # else one may be writing to it
+            parts.shared_memory.free_memory()
 
 
 def _send_farewell(parts: Parts) -> None:
@@ -135,6 +192,7 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
     if not core.is_connected:
         return PeerInfo(index, core.address)
     flow = parts.engine.peer_stats(index)
+    shared = parts.shared_memory
     names = {field.name for field in dataclasses.fields(PeerInfo)} & flow.keys()
     return PeerInfo(
         index,
@@ -145,5 +203,8 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         software_version=core.software_version,
         engine_name=core.engine_name,
         rtt=flow["smoothed_rtt"] if flow["min_rtt"] else core.message_rtt or None,
+        shares_memory=shared is not None and index in shared.peers,
+        shared_bytes_sent=0 if shared is None else shared.bytes_sent(index),
+        shared_bytes_received=0 if shared is None else shared.bytes_received(index),
         **{name: flow[name] for name in names},
     )

@@ -43,6 +43,18 @@ class Core(Protocol[EventT_co]):
     def close(self, now: float) -> None: ...
 
 
+class SharedMemoryInput(Protocol):
+    """What the control thread waits for and drives beside the engine."""
+
+    def fileno(self) -> int: ...
+
+    def next_timer(self) -> float | None: ...
+
+    def handle_ready(self, now: float) -> None: ...
+
+    def watch(self) -> None: ...
+
+
 class ControlThread(Generic[EventT]):
     """Runs until `stop`, or until something on it raises."""
 
@@ -53,8 +65,10 @@ class ControlThread(Generic[EventT]):
         *,
         on_event: Callable[[EventT], object],
         on_failure: Callable[[BaseException], object],
+        shared_memory: SharedMemoryInput | None = None,
     ) -> None:
         """Both callbacks are called on this thread; `on_failure(error)` as its last deed."""
+        self._shared_memory = shared_memory
         self._core = core
         self._engine_threads = engine_threads
         self._on_event = on_event
@@ -97,6 +111,8 @@ class ControlThread(Generic[EventT]):
             with selectors.DefaultSelector() as selector:
                 selector.register(self._wakeup, selectors.EVENT_READ)
                 selector.register(self._engine_threads.event_fd, selectors.EVENT_READ)
+                if self._shared_memory is not None:
+                    selector.register(self._shared_memory, selectors.EVENT_READ)
                 while not self._is_stopping:
                     self._turn()
                     selector.select(self._time_left())
@@ -120,9 +136,13 @@ class ControlThread(Generic[EventT]):
         self._engine_threads.clear_event_fd()
         for _ in range(len(self._commands)):
             self._commands.popleft()(time.monotonic())
+        if self._shared_memory is not None:
+            self._shared_memory.handle_ready(time.monotonic())
         self._core.handle_engine_events(time.monotonic())
         self._core.handle_timers(time.monotonic())
         self._pass_events_on()
+        if self._shared_memory is not None:
+            self._shared_memory.watch()
         self._engine_threads.wake_sender()
 
     def _pass_events_on(self) -> None:
@@ -131,4 +151,7 @@ class ControlThread(Generic[EventT]):
 
     def _time_left(self) -> float | None:
         due = self._core.next_timer()
+        if self._shared_memory is not None:
+            own = self._shared_memory.next_timer()
+            due = own if due is None else due if own is None else min(due, own)
         return None if due is None else max(0.0, due - time.monotonic())

@@ -5,11 +5,14 @@ Lives on the control thread. What is sent how, the protocol core knows. Used by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.errors import ClusterError
 from comfy_cluster.protocol import Endpoint
+from comfy_cluster.transport.control import Command
+from comfy_cluster.transport.digests import DigestPool
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.wire import MessageType, TransferKey
 
@@ -17,12 +20,18 @@ from comfy_cluster.wire import MessageType, TransferKey
 class OutgoingHandles:
     """A handle that has an outcome already, because it was cancelled, is sent nothing for."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(
+        self, endpoint: Endpoint, digests: DigestPool, *, post: Callable[[Command], None]
+    ) -> None:
+        """`post` hands a command to the control thread, from any thread."""
         self._endpoint = endpoint
+        self._digests = digests
+        self._post = post
         self._messages: dict[int, Handle[None]] = {}
         self._buffers: dict[int, Handle[None]] = {}
         self._message_ids: dict[Handle[None], int] = {}
         self._buffer_ids: dict[Handle[None], int] = {}
+        self._without_digest: dict[int, EncodedPayload] = {}
 
     # Messages
 
@@ -73,7 +82,7 @@ class OutgoingHandles:
         key: TransferKey,
         payload: EncodedPayload,
         *,
-        digest: bytes,
+        digest: bytes | None,
         message_type: MessageType,
         now: float,
     ) -> None:
@@ -87,6 +96,8 @@ class OutgoingHandles:
             handle.set_exception(error)
             return
         self._track(buffer_id, handle)
+        if digest is None:
+            self._without_digest[buffer_id] = payload
 
     def send_chain(
         self,
@@ -119,10 +130,19 @@ class OutgoingHandles:
         buffer_id = self._buffer_ids.pop(handle, None)
         if buffer_id is not None:
             del self._buffers[buffer_id]
+            self._without_digest.pop(buffer_id, None)
             self._endpoint.cancel_buffer(buffer_id, now)
+
+    def on_digest_needed(self, buffer_id: int) -> None:
+        """It cannot go through shared memory."""
+        payload = self._without_digest.pop(buffer_id, None)
+        if payload is not None:
+            provide = partial(self._endpoint.provide_digest, buffer_id)
+            self._digests.digest(payload, lambda digest: self._post(partial(provide, digest)))
 
     def on_buffer_outcome(self, buffer_id: int, error: ClusterError | None = None) -> None:
         handle = self._buffers.pop(buffer_id, None)
+        self._without_digest.pop(buffer_id, None)
         if handle is not None:
             del self._buffer_ids[handle]
             _finish(handle, error)

@@ -22,6 +22,11 @@ class PeerInfo:
     rtt: float | None = None
     """Smoothed seconds; None: nothing measured yet."""
     packet_size: int = 0
+    shares_memory: bool = False
+    """Large payloads travel through shared memory, not over UDP."""
+    shared_bytes_sent: int = 0
+    """Bytes of payload through shared memory; the other numbers are UDP's."""
+    shared_bytes_received: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     packets_sent: int = 0

@@ -58,6 +58,8 @@ class EventRouter:
             self._outgoing.on_buffer_outcome(event.buffer_id)
         elif isinstance(event, events.BufferFailed):
             self._outgoing.on_buffer_outcome(event.buffer_id, event.error)
+        elif isinstance(event, events.DigestNeeded):
+            self._outgoing.on_digest_needed(event.buffer_id)
         elif isinstance(event, events.BufferArrived):
             self._incoming.on_arrived(event)
         elif isinstance(event, events.IncomingFailed):

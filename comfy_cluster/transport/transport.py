@@ -26,6 +26,7 @@ from comfy_cluster import fastpath
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import LocalProtocolError, TransferCancelled
+from comfy_cluster.protocol.outgoing_buffers import SMALLEST_SHARED
 from comfy_cluster.transport import assembly
 from comfy_cluster.transport.assembly import Parts
 from comfy_cluster.transport.control import Command
@@ -150,6 +151,14 @@ class Transport:
         self._members.discard(peer)
         parts.control.post(partial(parts.endpoint.remove_member, peer))
 
+    def shares_memory(self, peer: int) -> bool:
+        """Whether large payloads travel to and from `peer` through shared memory, at this moment.
+
+        One segment, one copy, however many such peers a payload goes to at the same time.
+        """
+        shared_memory = self._parts.shared_memory if self._parts is not None else None
+        return shared_memory is not None and peer in shared_memory.peers
+
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn(event)` is called on the control thread; it must not block, and must not raise."""
         self._listeners.add_peer_listener(fn)
@@ -208,7 +217,7 @@ class Transport:
     def send_buffer(
         self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType
     ) -> Handle[None]:
-        """Done when `peer` has the payload and found its digest right.
+        """Done when `peer` has the payload, and found its digest right where it has one.
 
         The payload's memory must not change until then. The handle fails with TransferTimeout,
         PeerLost, CorruptPayload, or TransferCancelled. LocalProtocolError: no such peer, or the key
@@ -217,14 +226,17 @@ class Transport:
         parts = self._running()
         handle = self._new_transfer(peer, key)
 
-        def send(digest: bytes) -> None:
+        def send(digest: bytes | None) -> None:
             parts.control.post(
                 lambda now: parts.outgoing.send_buffer(
                     handle, peer, key, payload, digest=digest, message_type=message_type, now=now
                 )
             )
 
-        parts.digests.digest(payload, send)
+        if payload.size >= SMALLEST_SHARED and self.shares_memory(peer):
+            send(None)
+        else:
+            parts.digests.digest(payload, send)
         return handle
 
     def send_chain(
@@ -291,13 +303,19 @@ class Transport:
     # Numbers
 
     def stats(self) -> dict[str, int]:
-        """Counters by name: the protocol core's, `engine_*`, `socket_*`. {} before the start."""
+        """Counters by name: the protocol core's, `engine_*`, `socket_*`, `shared_memory_*`.
+
+        {} before the start.
+        """
         parts = self._parts
         if parts is None:
             return {}
         engine, loops = parts.engine.stats(), parts.engine_threads.stats()
         counted: dict[str, int] = dataclasses.asdict(parts.endpoint.stats)
         counted |= {f"engine_{name}": count for name, count in engine.items()}
+        if parts.shared_memory is not None:
+            shared = dataclasses.asdict(parts.shared_memory.stats)
+            counted |= {f"shared_memory_{name}": count for name, count in shared.items()}
         return counted | {f"socket_{name}": count for name, count in loops.items()}
 
     # Inside

@@ -25,6 +25,7 @@ class FailureCode(IntEnum):
     NO_MEMORY = 3
     NOT_RELAYED = 4
     ROUTE_LOST = 5
+    NO_SHARED_MEMORY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,31 @@ class BufferAnnouncement:
     buffer_id: int
     size: int
     chunk_size: int
-    """Bytes of payload in every chunk but the last; 0 when the payload is inline."""
+    """Bytes of payload in every chunk but the last; 0 when the payload is inline or shared."""
     digest: bytes
+    """Empty when the payload is shared."""
     key: TransferKey
     inline_payload: bytes | None = None
     attempt: int = 1
     """Counts up when a payload is sent again because its digest did not match."""
     route: Route | None = None
     """Of a payload that goes over several instances; it is never inline."""
+    is_shared: bool = False
+    """It comes through shared memory."""
 
     def __post_init__(self) -> None:
         bounds.check_range("buffer_id", self.buffer_id, 1, bounds.LARGEST_U64)
         bounds.check_range("size of the buffer", self.size, 0, LARGEST_BUFFER)
-        bounds.check_size("digest", self.digest, DIGEST_SIZE)
         bounds.check_range("attempt", self.attempt, 1, LARGEST_ATTEMPT)
         if self.route is not None and self.inline_payload is not None:
             raise LocalProtocolError("a payload with a route is never inline")
+        bounds.check_size("digest", self.digest, 0 if self.is_shared else DIGEST_SIZE)
+        if self.is_shared:
+            bounds.check_range("size of a shared payload", self.size, 1, LARGEST_BUFFER)
+            bounds.check_range("chunk_size of a shared payload", self.chunk_size, 0, 0)
+            if self.inline_payload is not None:
+                raise LocalProtocolError("a payload is inline or shared, and not both")
+            return
         if self.inline_payload is not None:
             bounds.check_range("chunk_size of an inline payload", self.chunk_size, 0, 0)
             bounds.check_size("inline payload", self.inline_payload, self.size)
@@ -69,6 +79,7 @@ class BufferAnnouncement:
             digest=self.digest,
             key=transfer_key.to_protobuf(self.key),
             attempt=self.attempt,
+            shared_memory=self.is_shared,
         )
         if self.inline_payload is not None:
             message.inline_payload = self.inline_payload
@@ -91,6 +102,7 @@ class BufferAnnouncement:
                 inline_payload=message.inline_payload if is_inline else None,
                 attempt=message.attempt,
                 route=route.from_protobuf(message.route) if has_route else None,
+                is_shared=message.shared_memory,
             )
 
 

@@ -45,6 +45,7 @@ class FailureCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NO_MEMORY: _ClassVar[FailureCode]
     NOT_RELAYED: _ClassVar[FailureCode]
     ROUTE_LOST: _ClassVar[FailureCode]
+    NO_SHARED_MEMORY: _ClassVar[FailureCode]
 MESSAGE_TYPE_UNSPECIFIED: MessageType
 ANNOUNCE: MessageType
 ACK: MessageType
@@ -76,6 +77,7 @@ TOO_MANY: FailureCode
 NO_MEMORY: FailureCode
 NOT_RELAYED: FailureCode
 ROUTE_LOST: FailureCode
+NO_SHARED_MEMORY: FailureCode
 
 class ClusterMessage(_message.Message):
     __slots__ = ("message_id", "message_type", "sender_instance", "target_instance", "require_ack", "payload")
@@ -162,7 +164,7 @@ class Route(_message.Message):
     def __init__(self, payload_id: _Optional[int] = ..., number: _Optional[int] = ..., relay_to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BufferAnnouncement(_message.Message):
-    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload", "attempt", "route")
+    __slots__ = ("buffer_id", "size", "chunk_size", "digest", "key", "inline_payload", "attempt", "shared_memory", "route")
     BUFFER_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +172,7 @@ class BufferAnnouncement(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     INLINE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     buffer_id: int
     size: int
@@ -178,8 +181,9 @@ class BufferAnnouncement(_message.Message):
     key: TransferKey
     inline_payload: bytes
     attempt: int
+    shared_memory: bool
     route: Route
-    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ..., attempt: _Optional[int] = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
+    def __init__(self, buffer_id: _Optional[int] = ..., size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., digest: _Optional[bytes] = ..., key: _Optional[_Union[TransferKey, _Mapping]] = ..., inline_payload: _Optional[bytes] = ..., attempt: _Optional[int] = ..., shared_memory: bool = ..., route: _Optional[_Union[Route, _Mapping]] = ...) -> None: ...
 
 class BufferAccept(_message.Message):
     __slots__ = ("buffer_id",)

@@ -2,21 +2,24 @@
 
 What each instance sends is a function of (seed, round, instance), so that each can check alone that
 it got the right bits. Used by the tests here; also a program: one instance of a cluster of
-processes, started with its index, the ports, the seed, and the number of rounds.
+processes, started with its index, the seed, the number of rounds, SHARED_MEMORY, and the ports.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.runtime import build_cluster
 from comfy_cluster.transport.handle import Handle
 
@@ -78,14 +81,26 @@ def finish_round(started: list[tuple[str, Handle[list[torch.Tensor]], list[torch
             assert same and torch.equal(got, expected), f"{name}: {got.shape} {got.dtype}"
 
 
-def resources() -> dict[str, int]:
-    """What this process holds: file descriptors, threads, resident KiB."""
+def resources(cluster: Cluster) -> dict[str, int]:
+    """What this process holds: file descriptors, threads, resident KiB.
+
+    Each segment of shared memory has a descriptor; how many there are depends on sizes and timing.
+    Workers open a file for a moment: the smallest of several looks counts.
+    """
+    descriptors = []
+    for _ in range(20):
+        descriptors.append(len(os.listdir("/proc/self/fd")) - segment_count(cluster))
+        time.sleep(0.01)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "descriptors": min(descriptors),
         "threads": threading.active_count(),
         "resident_kib": int(status["VmRSS"].split()[0]),
     }
+
+
+def segment_count(cluster: Cluster) -> int:
+    return cluster.info().stats.get("shared_memory_segments", 0)
 
 
 def run_instance(config: ClusterConfig, *, seed: int, round_count: int) -> dict[str, object]:
@@ -98,18 +113,19 @@ def run_instance(config: ClusterConfig, *, seed: int, round_count: int) -> dict[
             with cluster.job(f"job {round_index}"):
                 finish_round(start_round(cluster, seed=seed, round_index=round_index, rng=rng))
             if round_index == round_count // 2:
-                early = resources()
-        late = resources()
+                early = resources(cluster)
+        late = resources(cluster)
         # Nobody leaves while another one still waits for it.
         cluster.all_gather(CollectiveKey("goodbye", "1"), torch.zeros(1)).result(WAIT)
-    return {"early": early, "late": late, "closed": resources()}
+    return {"early": early, "late": late, "closed": resources(cluster)}
 
 
 def main() -> None:
     index, seed, round_count = (int(word) for word in sys.argv[1:4])
-    addresses = [("127.0.0.1", int(port)) for port in sys.argv[4:]]
+    shared_memory = SharedMemory(sys.argv[4])
+    addresses = [("127.0.0.1", int(port)) for port in sys.argv[5:]]
     torch.set_num_threads(1)
-    config = ClusterConfig.static(index, addresses)
+    config = replace(ClusterConfig.static(index, addresses), shared_memory=shared_memory)
     print(json.dumps(run_instance(config, seed=seed, round_count=round_count)))
 
 

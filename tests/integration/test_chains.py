@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.errors import PeerLost, TransferCancelled
 from comfy_cluster.runtime import build_cluster
 from comfy_cluster.wire import MessageType
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 WAIT = 60.0  # seconds; a bound for a broken build, never waited for in a good one
 BROADCAST = MessageType.DISTRIBUTE_BUFFER_BROADCAST
-QUICK = {"instance_timeout": 0.6, "heartbeat_interval": 0.1}
+UDP: dict[str, Any] = {"shared_memory": SharedMemory.OFF}  # chains are for the others
+QUICK: dict[str, Any] = {"instance_timeout": 0.6, "heartbeat_interval": 0.1}
 
 
 def tensor_of(seed: int, count: int = 1_000_000) -> torch.Tensor:
@@ -37,7 +39,7 @@ def tensor_of(seed: int, count: int = 1_000_000) -> torch.Tensor:
 @pytest.mark.parametrize("count", [4, 8])
 def test_broadcast_and_all_gather_give_everyone_the_same(count: int) -> None:
     tensors = [tensor_of(index) for index in range(count)]
-    with running_clusters(count) as clusters:
+    with running_clusters(count, **UDP) as clusters:
         gathered = [
             each.all_gather(CollectiveKey("job", "1"), tensors[each.instance_index])
             for each in clusters
@@ -62,7 +64,7 @@ def test_broadcast_and_all_gather_give_everyone_the_same(count: int) -> None:
 
 def test_all_gather_of_eight_in_little_memory() -> None:
     tensors = [tensor_of(index, 200_000) for index in range(8)]
-    with running_clusters(8, memory_budget=2 << 20) as clusters:
+    with running_clusters(8, memory_budget=2 << 20, **UDP) as clusters:
         for node in range(3):
             key = CollectiveKey("job", str(node))
             handles = [each.all_gather(key, tensors[each.instance_index]) for each in clusters]
@@ -74,7 +76,7 @@ def test_all_gather_of_eight_in_little_memory() -> None:
 def test_received_tensors_may_be_changed_in_place() -> None:
     """Each receiver writes over its tensor as soon as it has it; nobody else's changes."""
     tensor = tensor_of(1, 4_000_000)
-    with running_clusters(5) as clusters:
+    with running_clusters(5, **UDP) as clusters:
         for node in range(4):
             key = CollectiveKey("job", str(node))
             sent = clusters[0].broadcast(key, tensor)
@@ -122,7 +124,7 @@ def bytes_received(cluster: Cluster) -> int:
 def test_a_follower_killed_in_mid_broadcast_is_missed_by_nobody_else(victim: int) -> None:
     tensor = tensor_of(7, 30_000_000)
     key = CollectiveKey("job", "1")
-    settings = configs(4, **QUICK)
+    settings = configs(4, **QUICK, **UDP)
     others = [index for index in range(4) if index != victim]
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(follower_process(settings[victim]))
@@ -146,7 +148,7 @@ def test_a_follower_killed_in_mid_broadcast_is_missed_by_nobody_else(victim: int
 def test_nobody_waits_long_for_a_successor_that_stands_still(has_begun: bool) -> None:
     """Instance 2 stops at once, or while it receives: instance 1 gives it up, or copies."""
     payload = payload_of(random.Random(5), 40_000_000)
-    with Instances(3) as (origin, first, second):
+    with Instances(3, **UDP) as (origin, first, second):
         key = key_of(0)
         received = first.transport.receive_buffer(key, peer=0)
         second.transport.receive_buffer(key, peer=0)
@@ -167,7 +169,7 @@ def test_nobody_waits_long_for_a_successor_that_stands_still(has_begun: bool) ->
 def test_a_cancelled_chain_leaves_nothing_behind() -> None:
     rng = random.Random(6)
     payload = payload_of(rng, 40_000_000)
-    with Instances(4) as instances:
+    with Instances(4, **UDP) as instances:
         for number in range(3):
             key = key_of(0, number)
             received = [each.transport.receive_buffer(key, peer=0) for each in instances[1:]]

@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from comfy_cluster import batches
 from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
+from comfy_cluster.config import SharedMemory
 from comfy_cluster.errors import PeerLost, TransferCancelled, TransferError
 from comfy_cluster.runtime import build_cluster
 from tests.integration.clusters import configs, free_ports, running_clusters
@@ -38,9 +40,9 @@ def pair() -> Iterator[list[Cluster]]:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_all_collectives_at_once_round_after_round(count: int) -> None:
+def test_all_collectives_at_once_round_after_round(count: int, carrier: dict[str, Any]) -> None:
     rngs = [random.Random(f"orders of {index}") for index in range(count)]
-    with running_clusters(count) as clusters:
+    with running_clusters(count, **carrier) as clusters:
         for round_index in range(10):
             started = [
                 start_round(cluster, seed=count, round_index=round_index, rng=rng)
@@ -97,7 +99,7 @@ def test_a_peer_that_leaves_is_named_by_everything_that_needs_it() -> None:
 
 
 def test_the_lost_instance_is_blamed_and_not_the_one_that_noticed_first() -> None:
-    with running_clusters(3) as (leader, survivor, lost):
+    with running_clusters(3, shared_memory=SharedMemory.OFF) as (leader, survivor, lost):
         handle = leader.all_gather(KEY, torch.zeros(1))
         survivor.all_gather(KEY, torch.zeros(20_000_000))
         lost.all_gather(KEY, torch.zeros(1))
@@ -192,17 +194,22 @@ def held_resources() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
-def start_process(index: int, ports: list[int], *, seed: int, rounds: int) -> subprocess.Popen[str]:
+def start_process(
+    index: int, ports: list[int], shared_memory: SharedMemory, *, rounds: int
+) -> subprocess.Popen[str]:
     program = "tests.integration.mixed_collectives"
-    words = [sys.executable, "-m", program, *map(str, (index, seed, rounds, *ports))]
+    numbers = map(str, (index, 7, rounds, shared_memory, *ports))
+    words = [sys.executable, "-m", program, *numbers]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize(("count", "rounds"), [(2, 200), (4, 60), (8, 20)])
-def test_processes_run_all_collectives_without_a_leak(count: int, rounds: int) -> None:
+def test_processes_run_all_collectives_without_a_leak(
+    count: int, rounds: int, carrier: dict[str, Any]
+) -> None:
     ports = free_ports(count)
-    processes = [start_process(index, ports, seed=7, rounds=rounds) for index in range(count)]
+    processes = [start_process(index, ports, **carrier, rounds=rounds) for index in range(count)]
     try:
         outputs = [process.communicate(timeout=WAIT * 4) for process in processes]
     finally:
@@ -211,7 +218,7 @@ def test_processes_run_all_collectives_without_a_leak(count: int, rounds: int) -
     assert [errors for _, errors in outputs] == [""] * count
     for output, _ in outputs:
         found = json.loads(output)
-        assert found["late"]["descriptors"] == found["early"]["descriptors"]
+        assert found["late"]["descriptors"] <= found["early"]["descriptors"]
         assert found["late"]["threads"] <= found["early"]["threads"]
         assert found["late"]["resident_kib"] < found["early"]["resident_kib"] + (24 << 10)
         assert found["closed"]["threads"] == 1

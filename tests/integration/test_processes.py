@@ -73,12 +73,14 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(count: int, engine: str, mode: str, **options: Any) -> Iterator[list[WorkerProcess]]:
+def workers(
+    count: int, engine: str, mode: str, carrier: dict[str, Any], **options: Any
+) -> Iterator[list[WorkerProcess]]:
     if engine == "compiled":
         pytest.importorskip("comfy_cluster._fastpath", reason="the compiled engine is not built")
     ports = free_ports(count)
     started = [
-        WorkerProcess(engine, index=index, ports=ports, mode=mode, **options)
+        WorkerProcess(engine, index=index, ports=ports, mode=mode, **carrier, **options)
         for index in range(count)
     ]
     try:
@@ -98,9 +100,11 @@ def workers(count: int, engine: str, mode: str, **options: Any) -> Iterator[list
         (4, "python", 20),
     ],
 )
-def test_rounds_of_random_sizes_leak_nothing(count: int, engine: str, rounds: int) -> None:
+def test_rounds_of_random_sizes_leak_nothing(
+    count: int, engine: str, rounds: int, carrier: dict[str, Any]
+) -> None:
     with workers(
-        count, engine, "rounds", rounds=rounds, warm_up=rounds // 3, seed=count
+        count, engine, "rounds", carrier, rounds=rounds, warm_up=rounds // 3, seed=count
     ) as processes:
         answers = [process.read() for process in processes]
         ends = [process.end() for process in processes]
@@ -108,13 +112,13 @@ def test_rounds_of_random_sizes_leak_nothing(count: int, engine: str, rounds: in
     for answer in answers:
         before, after = answer["before"], answer["after"]
         assert after["threads"] == before["threads"]
-        assert after["descriptors"] == before["descriptors"]
+        assert after["descriptors"] <= before["descriptors"]
         assert after["rss"] - before["rss"] < 24 << 20, "a round moves megabytes: some stay"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_killed_process_is_named_by_the_others(engine: str) -> None:
-    with workers(3, engine, "until_lost") as processes:
+def test_killed_process_is_named_by_the_others(engine: str, carrier: dict[str, Any]) -> None:
+    with workers(3, engine, "until_lost", carrier) as processes:
         for process in processes:
             assert process.read() == {"state": "running"}
         processes[2].process.send_signal(signal.SIGKILL)
@@ -137,9 +141,9 @@ def test_killed_process_is_named_by_the_others(engine: str) -> None:
     ],
 )
 def test_end_with_transfers_in_flight_is_quick_and_quiet(
-    engine: str, mode: str, number: signal.Signals | None, code: int
+    engine: str, mode: str, number: signal.Signals | None, code: int, carrier: dict[str, Any]
 ) -> None:
-    with workers(2, engine, mode) as processes:
+    with workers(2, engine, mode, carrier) as processes:
         for process in processes:
             assert process.read() == {"state": "running"}
         started = time.monotonic()

@@ -11,10 +11,12 @@ import socket
 import threading
 import time
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from comfy_cluster.codec.payload import EncodedPayload
+from comfy_cluster.config import SharedMemory
 from comfy_cluster.errors import (
     ConfigError,
     CorruptPayload,
@@ -62,9 +64,11 @@ def send(
 # Payloads
 
 
-def test_payloads_of_all_sizes_arrive_bit_for_bit(engine: ModuleType, rng: random.Random) -> None:
+def test_payloads_of_all_sizes_arrive_bit_for_bit(
+    engine: ModuleType, carrier: dict[str, Any], rng: random.Random
+) -> None:
     payloads = [payload_of(rng, size) for size in SIZES]
-    with Instances(2, engine) as (first, second):
+    with Instances(2, engine, **carrier) as (first, second):
         handles = [send(first, second, payload, n) for n, payload in enumerate(payloads)]
         for payload, (sent, received) in zip(payloads, handles, strict=True):
             buffer = received.result(WAIT)
@@ -73,8 +77,10 @@ def test_payloads_of_all_sizes_arrive_bit_for_bit(engine: ModuleType, rng: rando
             sent.result(WAIT)
 
 
-def test_everybody_sends_to_everybody_at_once(engine: ModuleType, rng: random.Random) -> None:
-    with Instances(4, engine) as instances:
+def test_everybody_sends_to_everybody_at_once(
+    engine: ModuleType, carrier: dict[str, Any], rng: random.Random
+) -> None:
+    with Instances(4, engine, **carrier) as instances:
         payloads = {
             (a.index, b.index, n): payload_of(rng, rng.randrange(300_000))
             for a in instances
@@ -98,19 +104,21 @@ def test_everybody_sends_to_everybody_at_once(engine: ModuleType, rng: random.Ra
             assert received[place].result(WAIT).data == bytes_of(payload)
 
 
-def test_payload_may_come_before_anybody_asks(rng: random.Random) -> None:
+def test_payload_may_come_before_anybody_asks(carrier: dict[str, Any], rng: random.Random) -> None:
     payload = payload_of(rng, 500_000)
-    with Instances(2) as (first, second):
+    with Instances(2, **carrier) as (first, second):
         key = key_of(0)
         first.transport.send_buffer(1, key, payload, message_type=FANIN).result(WAIT)
         buffer = second.transport.receive_buffer(key, peer=0).result(WAIT)
         assert buffer.data == bytes_of(payload)
 
 
-def test_more_than_the_budget_goes_through_bit_by_bit(rng: random.Random) -> None:
+def test_more_than_the_budget_goes_through_bit_by_bit(
+    carrier: dict[str, Any], rng: random.Random
+) -> None:
     """Memory comes back when a received buffer is released, or is garbage."""
     payload = payload_of(rng, 1_000_000)
-    with Instances(2, memory_budget=4_000_000) as (first, second):
+    with Instances(2, memory_budget=4_000_000, **carrier) as (first, second):
         handles = [send(first, second, payload, n) for n in range(10)]
         while handles:
             sent, received = handles.pop(0)
@@ -122,9 +130,9 @@ def test_more_than_the_budget_goes_through_bit_by_bit(rng: random.Random) -> Non
             del buffer, received
 
 
-def test_received_buffers_bound_what_arrives(rng: random.Random) -> None:
+def test_received_buffers_bound_what_arrives(carrier: dict[str, Any], rng: random.Random) -> None:
     payload = payload_of(rng, 1_000_000)
-    with Instances(2, memory_budget=4_000_000) as (first, second):
+    with Instances(2, memory_budget=4_000_000, **carrier) as (first, second):
         handles = [send(first, second, payload, n) for n in range(3)]
         held = [received.result(WAIT) for _, received in handles[:2]]
         with pytest.raises(TransferTimeout):
@@ -137,7 +145,7 @@ def test_damaged_payload_is_sent_again_and_then_fails(
     monkeypatch: pytest.MonkeyPatch, rng: random.Random
 ) -> None:
     payload = payload_of(rng, 200_000)
-    with Instances(2) as (first, second):
+    with Instances(2, shared_memory=SharedMemory.OFF) as (first, second):
         monkeypatch.setattr(EncodedPayload, "digest", lambda _: b"not the digest !")
         sent, received = send(first, second, payload)
         with pytest.raises(CorruptPayload):
@@ -153,9 +161,9 @@ def test_damaged_payload_is_sent_again_and_then_fails(
 # Cancelling and jobs
 
 
-def test_cancelled_send_fails_the_receiver(rng: random.Random) -> None:
+def test_cancelled_send_fails_the_receiver(carrier: dict[str, Any], rng: random.Random) -> None:
     payload = payload_of(rng, 5_000_000)
-    with Instances(2, memory_budget=1_000_000) as (first, second):
+    with Instances(2, memory_budget=1_000_000, **carrier) as (first, second):
         blocking, _ = send(first, second, payload, 0)
         held = second.transport.receive_buffer(key_of(0, 1), peer=0)
         waiting = first.transport.send_buffer(1, key_of(0, 1), payload, message_type=FANIN)
@@ -167,9 +175,11 @@ def test_cancelled_send_fails_the_receiver(rng: random.Random) -> None:
             held.result(WAIT)
 
 
-def test_cancelled_receive_can_be_asked_for_again(rng: random.Random) -> None:
+def test_cancelled_receive_can_be_asked_for_again(
+    carrier: dict[str, Any], rng: random.Random
+) -> None:
     payload = payload_of(rng, 100_000)
-    with Instances(2) as (first, second):
+    with Instances(2, **carrier) as (first, second):
         assert second.transport.receive_buffer(key_of(0), peer=0).cancel()
         sent, received = send(first, second, payload)
         assert received.result(WAIT).data == bytes_of(payload)

@@ -14,15 +14,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from comfy_cluster.codec.payload import EncodedPayload
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.errors import PeerLost, TransferError
 from comfy_cluster.protocol import PeerConnected
 from comfy_cluster.transport.handle import Handle
+from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType, TransferKey
 
@@ -36,10 +38,11 @@ def tell(**facts: object) -> None:
 
 
 class Worker:
-    def __init__(self, index: int, ports: list[int]) -> None:
+    def __init__(self, index: int, ports: list[int], shared_memory: SharedMemory) -> None:
         self.index = index
         self.peers = [peer for peer in range(len(ports)) if peer != index]
         config = ClusterConfig.static(index, [("127.0.0.1", port) for port in ports])
+        config = replace(config, shared_memory=shared_memory)
         self.transport = Transport(config)
         self._connected: set[int] = set()
         self._changed = threading.Condition()
@@ -75,11 +78,20 @@ def data_of(seed: int, number: int, source: int, target: int) -> bytes:
     return rng.randbytes(size)
 
 
-def usage() -> dict[str, int]:
+def usage(worker: Worker) -> dict[str, int]:
+    """Each segment of shared memory has a descriptor; how many there are depends on timing.
+
+    Workers open a file for a moment: the smallest of several looks counts.
+    """
     process = psutil.Process()
+    descriptors = []
+    for _ in range(20):
+        segments = worker.transport.stats().get("shared_memory_segments", 0)
+        descriptors.append(process.num_fds() - segments)
+        time.sleep(0.01)
     return {
         "threads": process.num_threads(),
-        "descriptors": process.num_fds(),
+        "descriptors": min(descriptors),
         "rss": process.memory_info().rss,
     }
 
@@ -89,7 +101,7 @@ def run_rounds(worker: Worker, *, rounds: int, warm_up: int, seed: int) -> None:
     before: dict[str, int] = {}
     for number in range(rounds):
         if number == warm_up:
-            before = usage()
+            before = usage(worker)
         received = {peer: worker.receive(peer, number) for peer in worker.peers}
         sent = [
             worker.send(peer, number, data_of(seed, number, worker.index, peer))
@@ -102,7 +114,7 @@ def run_rounds(worker: Worker, *, rounds: int, warm_up: int, seed: int) -> None:
             buffer.release()
         for handle in sent:
             handle.result(WAIT)
-    tell(before=before, after=usage())
+    tell(before=before, after=usage(worker))
     worker.transport.close()
 
 
@@ -135,10 +147,8 @@ class Traffic:
         for peer in worker.peers:
             self._send(peer, 0)
             self._receive(peer, 0)
-        received = [peer.bytes_received for peer in worker.transport.peers()]
-        while min(received) < LARGE:
+        while min(map(_received_from, worker.transport.peers())) < LARGE:
             time.sleep(0.01)
-            received = [peer.bytes_received for peer in worker.transport.peers()]
 
     def _send(self, peer: int, number: int) -> None:
         self._go_on(self._worker.send(peer, number, self._data), self._send, peer, number)
@@ -154,6 +164,10 @@ class Traffic:
                 fn(peer, number + 1)
 
         handle.add_done_callback(on_done)
+
+
+def _received_from(peer: PeerInfo) -> int:
+    return peer.bytes_received + peer.shared_bytes_received
 
 
 def run_into_exit(worker: Worker) -> None:
@@ -198,7 +212,8 @@ MODES: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    worker = Worker(options.pop("index"), options.pop("ports"))
+    shared_memory = SharedMemory(options.pop("shared_memory"))
+    worker = Worker(options.pop("index"), options.pop("ports"), shared_memory)
     MODES[options.pop("mode")](worker, **options)
 
 

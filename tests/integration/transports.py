@@ -6,12 +6,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any
 
 from comfy_cluster.codec.payload import EncodedPayload
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.protocol import PeerConnected, PeerLost
+from comfy_cluster.transport.shared_memory.availability import why_unavailable
 from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType, TransferKey
 from tests.integration.clusters import configs
@@ -69,7 +71,10 @@ class Instance:
 
 
 class Instances:
-    """All instances of one cluster, connected with each other; closed at the end."""
+    """All instances of one cluster, connected with each other; closed at the end.
+
+    They share memory, but for those whose settings turn that off.
+    """
 
     def __init__(self, count: int, engine: ModuleType | None = None, **changes: Any) -> None:
         self.all = [Instance(config, engine) for config in configs(count, **changes)]
@@ -79,6 +84,7 @@ class Instances:
             instance.start()
         for instance in self.all:
             instance.wait_until_connected(len(self.all) - 1)
+        wait_until_shared([each for each in self.all if may_share(each.config)])
         return self.all
 
     def __exit__(
@@ -89,6 +95,19 @@ class Instances:
     ) -> None:
         for instance in self.all:
             instance.transport.close()
+
+
+def may_share(config: ClusterConfig) -> bool:
+    return config.shared_memory is SharedMemory.AUTO and not why_unavailable()
+
+
+def wait_until_shared(instances: list[Instance]) -> None:
+    """Links are made just after connections."""
+    for each in instances:
+        for other in instances:
+            shares = partial(each.transport.shares_memory, other.index)
+            if other is not each:
+                wait_until(shares, f"the link between {each.index} and {other.index}")
 
 
 def key_of(source: int, number: int = 0, *, job: str = "job", node: str = "node") -> TransferKey:

@@ -169,6 +169,7 @@ class FakeTransport:
         self.is_closed = False
         self.failure: BaseException | None = None
         self.ended_jobs: list[str] = []
+        self.sharing: set[int] = set()  # peers that share memory
         self.chains: list[tuple[int, ...]] = []
         self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
         self.arrived: dict[TransferKey, ReceivedBuffer] = {}
@@ -195,6 +196,9 @@ class FakeTransport:
     ) -> Handle[None]:
         assert key.source == self.index
         return self.network.post(peer, key, payload, message_type)
+
+    def shares_memory(self, peer: int) -> bool:
+        return peer in self.sharing
 
     def send_chain(
         self,

@@ -162,7 +162,7 @@ def test_info_shows_the_cluster_to_its_user() -> None:
     with FakeClusters(3) as joined:
         joined.connect_all(WAIT)
         info = joined.clusters[1].info()
-        numbers = "connected, RTT 1.00 ms, sent 12.3 MB, received 0 B, resent 0 chunks"
+        numbers = "connected, UDP, RTT 1.00 ms, sent 12.3 MB, received 0 B, resent 0 chunks"
         assert (info.instance_index, info.instance_count, info.engine) == (1, 3, "fake")
         assert info.text().splitlines() == [
             "Instance 1 of 3 (FOLLOWER), IDLE",

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from comfy_cluster.codec.payload import EncodedPayload, digest_of
-from comfy_cluster.transport import digests
+from comfy_cluster.transport import workers
 from comfy_cluster.transport.digests import SMALL_PAYLOAD, DigestPool
+from comfy_cluster.transport.workers import WorkerPool
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 LARGE = 40 * SMALL_PAYLOAD
@@ -21,14 +22,15 @@ LARGE = 40 * SMALL_PAYLOAD
 class Fixture:
     def __init__(self) -> None:
         self.failures: queue.Queue[BaseException] = queue.Queue()
-        self.pool = DigestPool(on_failure=self.failures.put)
+        self.workers = WorkerPool(on_failure=self.failures.put)
+        self.pool = DigestPool(self.workers)
 
 
 @pytest.fixture
 def made() -> Iterator[Fixture]:
     fixture = Fixture()
     yield fixture
-    assert fixture.pool.close()
+    assert fixture.workers.close()
 
 
 def payload_of(size: int, fill: int = 7) -> EncodedPayload:
@@ -46,7 +48,7 @@ def test_digest_is_the_payloads(made: Fixture, size: int) -> None:
 def test_large_payload_is_read_on_another_thread(made: Fixture) -> None:
     names: queue.Queue[str] = queue.Queue()
     made.pool.digest(payload_of(LARGE), lambda _: names.put(threading.current_thread().name))
-    assert names.get(timeout=WAIT).startswith("comfy-cluster-digest-")
+    assert names.get(timeout=WAIT).startswith("comfy-cluster-worker-")
 
 
 def test_payload_for_several_peers_is_read_once(
@@ -108,18 +110,18 @@ def test_payload_is_let_go(made: Fixture) -> None:
 def test_no_thread_without_large_payloads(made: Fixture) -> None:
     made.pool.digest(payload_of(100), lambda _: None)
     names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("comfy-cluster-digest")]
+    assert not [name for name in names if name.startswith("comfy-cluster-worker")]
 
 
 def test_close_ends_the_threads_and_later_work_is_dropped(made: Fixture) -> None:
     answer: queue.Queue[bytes] = queue.Queue()
     made.pool.digest(payload_of(LARGE), answer.put)
     answer.get(timeout=WAIT)
-    assert made.pool.close() and made.pool.close()
+    assert made.workers.close() and made.workers.close()
     made.pool.digest(payload_of(LARGE), answer.put)
     assert answer.empty()
     names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("comfy-cluster-digest")]
+    assert not [name for name in names if name.startswith("comfy-cluster-worker")]
 
 
 def test_error_on_a_pool_thread_is_told(made: Fixture) -> None:
@@ -128,4 +130,4 @@ def test_error_on_a_pool_thread_is_told(made: Fixture) -> None:
 
     made.pool.digest(payload_of(LARGE), fail)
     assert str(made.failures.get(timeout=WAIT)) == "a bug"
-    assert digests.THREAD_COUNT == 2
+    assert workers.THREAD_COUNT == 2

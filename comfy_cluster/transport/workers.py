@@ -1,0 +1,60 @@
+"""A few threads for work on whole payloads that lets go of the GIL: digests, copies, unmapping.
+
+Used inside `transport/`. A job runs once, in the order of their coming, or never after `close`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+THREAD_COUNT = 2  # one for each direction: more only compete with the engine for memory bandwidth
+STOP_TIMEOUT = 0.3  # seconds; a job under way is not interrupted, its thread is a daemon
+
+Job = Callable[[], object]
+
+
+class WorkerPool:
+    """Threads start with the first job."""
+
+    def __init__(self, *, on_failure: Callable[[BaseException], object]) -> None:
+        """`on_failure(error)` is called on a thread that dies by itself."""
+        self._on_failure = on_failure
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the fields below
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
+
+    def run(self, job: Job) -> None:
+        """From any thread."""
+        with self._lock:
+            if self._is_closed:
+                return
+            while len(self._threads) < THREAD_COUNT:
+                name = f"comfy-cluster-worker-{len(self._threads)}"
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        self._jobs.put(job)
+
+    def close(self) -> bool:
+        """Ends the threads; False if one did not end in time. Calling it twice is fine."""
+        with self._lock:
+            self._is_closed = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None and not self._is_closed:
+                job()
+                del job  # it holds a payload, and the next one may be long in coming
+        except BaseException as error:  # the top of the thread: it ends, and everything fails
+            self._on_failure(error)
