@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# What ways may count themselves. `socket_calls` are reads and writes of sockets, for want of perf.
+COUNTERS = ("chunks_sent", "chunks_retransmitted", "socket_calls")
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -59,3 +62,4 @@ class Checks:
     is_checkable: bool = True
     """False: the way moves bytes of its own."""
     counters: dict[str, int] = field(default_factory=dict)
+    """Of COUNTERS, those that the way has."""

@@ -75,16 +75,23 @@ class Instance:
     def end(self) -> None:
         self._tensors = self._work = None
 
-    def prepare(self, name: str, number: int) -> None:
+    def prepare(self, name: str, number: int, is_first: bool) -> None:
         assert self._tensors is not None, "begin comes first"
         self._tensors.mark(number)
+        if is_first:
+            self._tensors.clear()
         self._work = Work(self._tensors.transfer, self._tensors, number)
         self._ways[name].prepare(self._work)
 
-    def go(self, name: str, start_at: float) -> Outcome:
-        """One round, begun at a moment of the machine's monotonic clock."""
+    def go(self, name: str, start_at: float, lead: float) -> Outcome:
+        """One round, begun at a moment of the machine's monotonic clock.
+
+        Who only receives begins `lead` seconds earlier: a receiver that has other things to do
+        first is not what is measured.
+        """
         way, work = self._ways[name], self._prepared
-        time.sleep(max(0.0, start_at - time.monotonic()))
+        own_start_at = start_at if work.tensors.own else start_at - lead
+        time.sleep(max(0.0, own_start_at - time.monotonic()))
         used, called_at = cpu_seconds(), time.monotonic()
         way.run(work)
         done_at = time.monotonic()

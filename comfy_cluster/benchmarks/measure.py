@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_cluster.benchmarks.commands import Checks, Outcome
+from comfy_cluster.benchmarks.commands import COUNTERS, Checks, Outcome
 from comfy_cluster.benchmarks.errors import BenchmarkError
 from comfy_cluster.benchmarks.instances import Instances
 from comfy_cluster.benchmarks.load import Load
@@ -24,8 +24,10 @@ from comfy_cluster.benchmarks.syscalls import counting
 from comfy_cluster.benchmarks.transfers import Transfer
 from comfy_cluster.benchmarks.ways import WAYS
 
-START_DELAY = 0.003  # seconds until all instances have read the command and sleep
-CHUNK_COUNTERS = ("chunks_sent", "chunks_retransmitted")
+# Seconds until all instances have read the command and sleep; by how much receivers are earlier.
+# Under a load a thread waits for the GIL some times 5 ms before it gets that far.
+START_DELAYS = {Load.IDLE: 0.005, Load.PYTHON: 0.1, Load.TORCH: 0.1}
+RECEIVER_LEADS = {Load.IDLE: 0.002, Load.PYTHON: 0.04, Load.TORCH: 0.04}
 
 Progress = Callable[[str], object]
 """Is told what is measured next; on the caller's thread."""
@@ -83,7 +85,7 @@ def measure_loads(
 ) -> dict[Load, list[WayResult]]:
     """The same under several loads of the instances, which alternate round by round."""
     instances.call("begin", transfer)
-    runners = {load: [_Runner(instances, transfer, way) for way in ways] for load in loads}
+    runners = {load: [_Runner(instances, transfer, way, load) for way in ways] for load in loads}
     for load, under_load in runners.items():
         for runner in under_load:
             on_progress(f"{runner.way}, {load.value}: first round")
@@ -94,7 +96,8 @@ def measure_loads(
         on_progress(f"round {number + 1} of {rounds}")
         for load, under_load in runners.items():
             instances.call("set_load", load)
-            for runner in under_load:
+            turn = number % len(under_load)  # so that no way always comes after the same one
+            for runner in under_load[turn:] + under_load[:turn]:
                 runner.run_timed()
         instances.call("set_load", Load.IDLE)
     instances.call("end")
@@ -102,10 +105,11 @@ def measure_loads(
 
 
 class _Runner:
-    """One way in one transfer."""
+    """One way in one transfer, under one load."""
 
-    def __init__(self, instances: Instances, transfer: Transfer, way: str) -> None:
+    def __init__(self, instances: Instances, transfer: Transfer, way: str, load: Load) -> None:
         self.way = way
+        self._load = load
         self._instances = instances
         self._transfer = transfer
         self._rounds: list[Round] = []
@@ -116,26 +120,31 @@ class _Runner:
 
     def warm_up(self) -> None:
         """A round that does not count, and whose result is compared in full."""
-        self._run(is_full=True)
+        self._run(is_first=True)
         self._first_counters = self._last_counters
 
     def count_syscalls(self) -> None:
         """A round under perf. What the commands themselves need is counted too: some 15 calls an
         instance."""
-        self._call("prepare", self._instances.next_round())
+        self._call("prepare", self._instances.next_round(), False)
         with counting(self._instances.process_ids) as count:
-            self._call("go", time.monotonic() + START_DELAY)
+            self._go()
         self._check(is_full=False)
+        self._first_counters = self._last_counters
         self._syscall_count = count.value
 
     def run_timed(self) -> None:
-        self._rounds.append(self._run(is_full=False))
+        self._rounds.append(self._run())
 
-    def _run(self, *, is_full: bool) -> Round:
-        self._call("prepare", self._instances.next_round())
-        outcomes: list[Outcome] = self._call("go", time.monotonic() + START_DELAY)
-        self._check(is_full=is_full)
+    def _run(self, *, is_first: bool = False) -> Round:
+        self._call("prepare", self._instances.next_round(), is_first)
+        outcomes = self._go()
+        self._check(is_full=is_first)
         return round_of(self._transfer, outcomes)
+
+    def _go(self) -> list[Outcome]:
+        start_at = time.monotonic() + START_DELAYS[self._load]
+        return self._call("go", start_at, RECEIVER_LEADS[self._load])
 
     def _check(self, *, is_full: bool) -> None:
         checks: list[Checks] = self._call("check", is_full)
@@ -152,11 +161,13 @@ class _Runner:
                     f" left instance {leg.sender}: {received} instead of {sent}"
                 )
 
-    def _call(self, name: str, argument: object) -> list[Any]:
-        return self._instances.call(name, self.way, argument, way=self.way)
+    def _call(self, name: str, *arguments: object) -> list[Any]:
+        return self._instances.call(name, self.way, *arguments, way=self.way)
 
     def result(self) -> WayResult:
-        sent, retransmitted = (self._grown(name) for name in CHUNK_COUNTERS)
+        sent, retransmitted, calls = (self._grown(name) for name in COUNTERS)
+        if self._syscall_count is None and calls:
+            self._syscall_count = calls // len(self._rounds)
         return WayResult(
             self.way,
             self._transfer.delivered_bytes,

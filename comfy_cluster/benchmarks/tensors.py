@@ -55,6 +55,11 @@ class Tensors:
         _ = self.destination
         return self._places[part]
 
+    def clear(self) -> None:
+        """Empties the destination, so that nothing that another way left there passes."""
+        if self._destination is not None:
+            self._destination.zero_()
+
     def mark(self, number: int) -> None:
         """Writes values of round `number` all over the source, so that no old result passes."""
         for part, tensor in self.own.items():

@@ -65,7 +65,7 @@ class Way(ABC):
         """Lets go of what arrived."""
 
     def counters(self) -> dict[str, int]:
-        """Numbers that only grow, `chunks_sent` and `chunks_retransmitted` among them."""
+        """What the way counts itself, of COUNTERS: they only grow."""
         return {}
 
     @abstractmethod

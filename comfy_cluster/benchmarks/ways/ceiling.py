@@ -35,6 +35,7 @@ class Ceiling(Way):
             raise Unavailable("needs Linux: UDP_SEGMENT and UDP_GRO")
         self._socket = open_udp_socket(place.address, 0)
         grow_buffers(self._socket)
+        self._call_count = 0
         is_loopback = ipaddress.ip_address(place.address).is_loopback
         self._segment_size = LOOPBACK_SEGMENT_SIZE if is_loopback else ETHERNET_SEGMENT_SIZE
 
@@ -62,12 +63,16 @@ class Ceiling(Way):
         else:
             memory = bytes_of(tensors.place(0))
             result = fastpath.ceiling_receive(fd, memory, timeout=self.place.timeout, **options)
+        self._call_count += result["calls"]
         if result["bytes"] != len(memory):
             lost = len(memory) - result["bytes"]
             raise BenchmarkError(f"the raw ceiling lost {lost} of {len(memory)} bytes")
 
     def received(self, work: Work) -> dict[int, torch.Tensor]:
         return {part: work.tensors.place(part) for part in work.tensors.wanted}
+
+    def counters(self) -> dict[str, int]:
+        return {"socket_calls": self._call_count}
 
     def close(self) -> None:
         self._socket.close()

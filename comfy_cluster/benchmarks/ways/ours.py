@@ -29,7 +29,8 @@ from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType
 
 WINDOW = 64  # messages
-COUNTED = ("chunks_sent", "chunks_retransmitted", "bytes_sent", "bytes_received")
+PEER_COUNTERS = ("chunks_sent", "chunks_retransmitted")
+CALL_COUNTERS = ("socket_receive_calls", "socket_send_calls")  # of the compiled loops
 
 
 class Ours(Way):
@@ -103,8 +104,9 @@ class Ours(Way):
         self.cluster.end_job(_job_id(work))
 
     def counters(self) -> dict[str, int]:
-        peers = self.transport.peers()
-        return {name: sum(getattr(peer, name) for peer in peers) for name in COUNTED}
+        peers, stats = self.transport.peers(), self.transport.stats()
+        counted = {name: sum(getattr(peer, name) for peer in peers) for name in PEER_COUNTERS}
+        return counted | {"socket_calls": sum(stats.get(name, 0) for name in CALL_COUNTERS)}
 
     def round_trips(self, count: int) -> list[float]:
         seconds = []
