@@ -2,9 +2,10 @@
 
 How it works. A model of the path is kept, as in BBR (draft-cardwell-iccrg-bbr-congestion-control):
 the bandwidth is the largest delivery rate of the last half second, or of ten round trips where that
-is longer; the round trip is the smallest of the last seconds. The window is twice their product and a little more, packets leave at the bandwidth, and now and
-then a little faster, to see whether there is more, then a little slower, so that the queue empties.
-A lost packet alone changes nothing, so a lossy link stays full.
+is longer; the round trip is the smallest of the last seconds. The window is twice their product and
+a little more, packets leave at the bandwidth, and now and then a little faster, to see whether there
+is more, then a little slower, so that the queue empties. A lost packet alone changes nothing, so a
+lossy link stays full.
 Who shares a queue with a loss-based sender starves by these rules. Once in a cycle this sender
 drains its own part of the queue. When the queue stays filled all the same, a window as in CUBIC
 (RFC 9438) runs beside, and the larger of both counts, until the queue was seen empty again.
