@@ -1,10 +1,10 @@
 """How much may be in flight on one path, and how fast it may leave.
 
 How it works. A model of the path is kept, as in BBR (draft-cardwell-iccrg-bbr-congestion-control):
-the bandwidth is the largest delivery rate of the last half second, or of ten round trips where that
-is longer; the round trip is the smallest of the last seconds. The window is twice their product and
-a little more, packets leave at the bandwidth, and now and then a little faster, to see whether there
-is more, then a little slower, so that the queue empties. A lost packet alone changes nothing, so a
+the bandwidth is the largest delivery rate of the last half second, or of ten round trips if that is
+longer; the round trip is the smallest of the last seconds. The window is twice their product and
+a little more. Packets leave at the bandwidth, now and then a little faster, to see whether there is
+more, and then a little slower, so that the queue empties. A lost packet alone changes nothing, so a
 lossy link stays full.
 Who shares a queue with a loss-based sender starves by these rules. Once in a cycle this sender
 drains its own part of the queue. When the queue stays filled all the same, a window as in CUBIC
