@@ -11,6 +11,7 @@ cdef enum:
     C_BANDWIDTH_EPOCHS = 10
     C_SURPLUS_EPOCHS = 5
     C_FLAT_ROUNDS = 3
+    C_COMPETING_DRAIN_CYCLES = 4
     C_COMPETING_CYCLES = 2
 
     MODE_STARTUP = 0
@@ -62,6 +63,7 @@ cdef struct Congestion:
     double cycle_at
     double min_rtt_at
     double probe_rtt_ends_at
+    uint32_t cycle
     uint32_t odd_cycles
     double odd_window
     double old_min_rtt
@@ -110,8 +112,15 @@ cdef inline double congestion_cycle_gain(const Congestion* state) noexcept nogil
     return 0.75 if state.cycle_phase == 1 else 1.0
 
 
+cdef inline bint congestion_is_drain_cycle(const Congestion* state) noexcept nogil:
+    return state.loss_window == 0.0 or state.cycle % C_COMPETING_DRAIN_CYCLES == 0
+
+
 cdef inline bint congestion_is_draining(const Congestion* state) noexcept nogil:
-    return state.mode == MODE_CRUISE and congestion_cycle_gain(state) < 1.0
+    return (
+        state.mode == MODE_CRUISE and congestion_cycle_gain(state) < 1.0
+        and congestion_is_drain_cycle(state)
+    )
 
 
 cdef inline int64_t congestion_window(const Congestion* state) noexcept nogil:
@@ -234,7 +243,6 @@ cdef inline void congestion_add_rate(Congestion* state, double rate, double now)
 
 cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept nogil:
     cdef bint is_empty = congestion_is_empty_queue(state, state.cycle_min_rtt)
-    state.cycle_min_rtt = 0.0
     state.odd_cycles = state.odd_cycles + 1 if is_empty == (state.loss_window > 0.0) else 0
     if state.odd_cycles == 1:
         state.odd_window = state.window
@@ -250,8 +258,12 @@ cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept no
 cdef inline void congestion_begin_phase(Congestion* state, double now) noexcept nogil:
     state.cycle_phase = (state.cycle_phase + 1) % C_CYCLE_PHASES
     state.cycle_at = now
-    if state.cycle_phase == 0 and state.cycle_min_rtt > 0.0:
+    if state.cycle_phase != 0:
+        return
+    if state.cycle_min_rtt > 0.0 and congestion_is_drain_cycle(state):
         congestion_end_cycle(state, now)
+    state.cycle_min_rtt = 0.0
+    state.cycle += 1
 
 
 cdef inline void congestion_end_round(

@@ -38,6 +38,7 @@ MIN_RTT_LIFETIME = 10.0  # seconds
 PROBE_RTT_TIME = 0.2  # seconds
 PROBE_RTT_GAIN = 0.5
 EMPTY_QUEUE_FACTOR = 1.25  # of the smallest round trip
+COMPETING_DRAIN_CYCLES = 4  # while competing a drain, which gives way, comes only so often
 COMPETING_CYCLES = 2  # without an empty queue: somebody else fills it; and back
 LOSS_REDUCTION = 0.7  # RFC 9438 section 4.6
 CUBIC_C = 0.4  # RFC 9438 section 5.1
@@ -80,6 +81,7 @@ class CongestionController:
         self._cycle_at = 0.0
         self._min_rtt_at = 0.0
         self._probe_rtt_ends_at = 0.0
+        self._cycle = 0
         self._odd_cycles = 0
         self._odd_window = 0.0
         self._old_min_rtt = 0.0
@@ -198,7 +200,12 @@ class CongestionController:
 
     @property
     def _is_draining(self) -> bool:
-        return self.mode == CRUISE and CYCLE_GAINS[self._cycle_phase] < 1.0
+        is_drain_phase = self.mode == CRUISE and CYCLE_GAINS[self._cycle_phase] < 1.0
+        return is_drain_phase and self._is_drain_cycle
+
+    @property
+    def _is_drain_cycle(self) -> bool:
+        return not self.is_competing or self._cycle % COMPETING_DRAIN_CYCLES == 0
 
     def _is_empty_queue(self, rtt: float) -> bool:
         return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + EMPTY_FLOOR
@@ -273,7 +280,6 @@ class CongestionController:
     def _end_cycle(self, now: float) -> None:
         """Count the cycles in a row that speak for the other way of sharing the queue."""
         is_empty = self._is_empty_queue(self._cycle_min_rtt)
-        self._cycle_min_rtt = 0.0
         self._odd_cycles = self._odd_cycles + 1 if is_empty == self.is_competing else 0
         if self._odd_cycles == 1:
             self._odd_window = self._window  # before the other sender's packets made it shrink
@@ -307,8 +313,12 @@ class CongestionController:
     def _begin_phase(self, now: float) -> None:
         self._cycle_phase = (self._cycle_phase + 1) % len(CYCLE_GAINS)
         self._cycle_at = now
-        if self._cycle_phase == 0 and self._cycle_min_rtt > 0.0:
+        if self._cycle_phase != 0:
+            return
+        if self._cycle_min_rtt > 0.0 and self._is_drain_cycle:
             self._end_cycle(now)
+        self._cycle_min_rtt = 0.0
+        self._cycle += 1
 
     def _update_window(self, acked: int, flight_before: int) -> None:
         allowance = float(WINDOW_ALLOWANCE_PACKETS * self.packet_size)

@@ -133,7 +133,7 @@ def test_who_shares_a_filled_queue_holds_its_ground_until_it_is_empty(path: Path
     path.controller.on_packets_lost(path.now, path.rtt, path.now)  # of the same round trip
     assert path.controller.window == pytest.approx(0.7 * grown, rel=0.01)
     path.rtt = RTT
-    path.deliver(3 * 8 * RTT)  # two whole cycles
+    path.deliver(9 * 8 * RTT)  # two drains, one every fourth cycle
     assert not path.controller.is_competing
     assert path.controller.window < 1.3 * alone
 
