@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.netlab.lab import Host, Lab
+from benchmarks.netlab.lab import Lab
 
 OURS, CUBIC, BBR = "ours", "cubic", "bbr"
 OUR_PORT, TCP_PORT = 9998, 5201
@@ -85,7 +84,9 @@ def measure_beside_tcp(lab: Lab, seconds: float) -> list[Row]:
 
 
 def start_echo(lab: Lab, seconds: float) -> subprocess.Popen[Any]:
-    return _python(lab.hosts[0], "echo", lab.hosts[1].address, "--seconds", str(seconds))
+    return lab.hosts[0].python(
+        "benchmarks.netlab.echo", lab.hosts[1].address, "--seconds", str(seconds)
+    )
 
 
 def _row(lab: Lab, flow: str, result: dict[str, Any], trips: dict[str, Any]) -> Row:
@@ -105,7 +106,8 @@ class OurFlow:
     def __init__(self, lab: Lab, options: list[str]) -> None:
         addresses = [f"{host.address}:{OUR_PORT}" for host in lab.hosts[:2]]
         self._receiver, self._sender = (
-            _python(lab.hosts[index], "ours", str(index), *addresses, *options) for index in (1, 0)
+            lab.hosts[index].python("benchmarks.netlab.ours", str(index), *addresses, *options)
+            for index in (1, 0)
         )
         assert self._sender.stdout is not None
         if self._sender.stdout.readline().strip() != SENDING:
@@ -168,11 +170,6 @@ def _start_tcp(lab: Lab, congestion_control: str, seconds: float) -> Finish:
         }
 
     return finish
-
-
-def _python(host: Host, module: str, *arguments: str) -> subprocess.Popen[Any]:
-    command = [sys.executable, "-m", f"benchmarks.netlab.{module}", *arguments]
-    return host.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _json_of(process: subprocess.Popen[Any], timeout: float) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,7 +22,7 @@ from benchmarks.netlab.profile import LinkProfile
 from benchmarks.netlab.relay_build import READY, build_relay, relay_command
 from benchmarks.netlab.requirements import LabUnavailable, run_command, why_unavailable
 
-END_TIMEOUT = 2.0  # seconds for a process to end by itself
+ROOT = Path(__file__).parents[2]  # where `python -m benchmarks.netlab...` finds itself
 
 
 class Host:
@@ -41,6 +43,12 @@ class Host:
         process: subprocess.Popen[Any] = subprocess.Popen(self.command(arguments), **options)
         self._processes.append(process)
         return process
+
+    def python(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        """A module of this project in this host, with pipes for its input and output."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [sys.executable, "-m", module, *arguments]
+        return self.popen(command, text=True, cwd=ROOT, **pipes)
 
     def run(self, arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """`subprocess.run` in this host, with captured text; CalledProcessError when it fails."""
@@ -140,7 +148,12 @@ class Lab:
         names = [host.namespace for host in self.hosts]
         command = relay_command(self.profile, build_relay(), names)
         self._relay = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,  # Ctrl-C is for the lab, which then ends the relay
         )
         if self._relay_line() != READY:
             raise LabUnavailable("the relay did not start; its error is above")

@@ -19,11 +19,11 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from comfy_cluster.codec.payload import EncodedPayload
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.discovery import StaticDiscovery
 from comfy_cluster.discovery.static import resolve_ipv4
 from comfy_cluster.protocol.events import PeerConnected
@@ -65,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     pairs = [text.rpartition(":") for text in options.addresses]
     addresses = [(hostname, int(port)) for hostname, _, port in pairs]
-    transport = Transport(ClusterConfig.static(options.index, addresses))
+    config = ClusterConfig.static(options.index, addresses)
+    transport = Transport(replace(config, shared_memory=SharedMemory.OFF))
     connected = threading.Event()
     arrivals: Arrivals = queue.Queue()
     transport.add_peer_listener(
