@@ -62,6 +62,7 @@ include "_fastpath_parts/engine.pxi"
 include "_fastpath_parts/sending.pxi"
 include "_fastpath_parts/sockets.pxi"
 include "_fastpath_parts/loops.pxi"
+include "_fastpath_parts/python_values.pxi"
 include "_fastpath_parts/packet_engine.pxi"
 include "_fastpath_parts/ceiling.pxi"
 

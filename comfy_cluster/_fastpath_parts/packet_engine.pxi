@@ -442,32 +442,7 @@ cdef class PacketEngine:
         self._unlock()
         if flow == NULL:
             raise ValueError(f"peer {peer} is not connected")
-        return {
-            "packet_size": copy.mtu.packet_size,
-            "receive_window": copy.receive_window,
-            "packets_sent": copy.packets_sent,
-            "packets_received": copy.packets_received,
-            "bytes_sent": copy.bytes_sent,
-            "bytes_received": copy.bytes_received,
-            "chunks_sent": copy.chunks_sent,
-            "chunks_retransmitted": copy.chunks_retransmitted,
-            "bytes_retransmitted": copy.bytes_retransmitted,
-            "chunks_received": copy.chunks_received,
-            "chunks_duplicate": copy.chunks_duplicate,
-            "packets_lost": copy.packets_lost,
-            "spurious_losses": copy.spurious_losses,
-            "probes_sent": copy.probes_sent,
-            "sacks_sent": copy.sacks_sent,
-            "sacks_received": copy.sacks_received,
-            "last_received_at": copy.last_received_at,
-            "smoothed_rtt": copy.rtt.smoothed,
-            "rtt_variance": copy.rtt.variance,
-            "min_rtt": copy.rtt.minimum,
-            "congestion_window": congestion_window(&copy.congestion),
-            "window": flow_window(&copy),
-            "bandwidth": copy.congestion.bandwidth,
-            "bytes_in_flight": copy.sent.bytes_in_flight,
-        }
+        return flow_numbers(&copy)
 
     def stats(self):
         cdef uint64_t counters[COUNTERS_END]
@@ -533,24 +508,3 @@ cdef class PacketEngine:
             "receive_errors": self.loops.receive_errors,
             "socket_full": self.loops.socket_full,
         }
-
-
-cdef int check_message_size(bytes payload) except -1:
-    if len(payload) > C_MESSAGE_PAYLOAD_LIMIT:
-        raise ValueError(
-            f"a message payload holds at most {C_MESSAGE_PAYLOAD_LIMIT} bytes, not {len(payload)}"
-        )
-    return 0
-
-
-cdef bytes join_packet(const OutPacket* out):
-    cdef bytes packet = PyBytes_FromStringAndSize(NULL, out.size)
-    cdef char* at = PyBytes_AS_STRING(packet)
-    cdef int part
-    memcpy(at, out.head, out.head_size)
-    at += out.head_size
-    for part in range(2):
-        if out.part_sizes[part]:
-            memcpy(at, out.parts[part], out.part_sizes[part])
-            at += out.part_sizes[part]
-    return packet
