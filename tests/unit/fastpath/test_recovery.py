@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -210,3 +211,28 @@ def test_sack_kind_is_sent_soon_after_the_last_chunk(engine: ModuleType) -> None
     packets = run.instances[0].core.packets_to_send(0.0)
     receiver.receive_packet(packets[0][1], address_of(0), 5.0)
     assert packets_of_kind(receiver.packets_to_send(5.0), KIND_SACK) == 1
+
+
+def time_of_a_small_transfer(engine: ModuleType, lost_chunk: int | None) -> float:
+    """Seconds until 20 packets are there, on a path whose round trip of 0.1 s is known."""
+    clean = Link(delay=0.05)
+    run = Run(engine, Scenario(1, clean, (), instance_count=2))
+    for number in range(10):
+        run.start(Transfer(0, 1, buffer_id=number, size=20 * 1148))
+        run.network.run_for(1.0)
+    there = run.network.direction(address_of(0), address_of(1))
+    if lost_chunk is not None:
+        there.link = replace(clean, lost_packets=frozenset({there.counts.packets + lost_chunk}))
+    run.start(Transfer(0, 1, buffer_id=99, size=20 * 1148))
+    started = run.network.now
+    run.network.run_until(lambda: run.payloads[99] in run.memories[99], time_limit=5.0)
+    return run.network.now - started
+
+
+def test_one_lost_packet_costs_a_small_transfer_one_round_trip(engine: ModuleType) -> None:
+    """In its midst or at its tail, where no later packet shows the gap (RFC 8985 section 7)."""
+    clean = time_of_a_small_transfer(engine, None)
+    assert clean < 0.075
+    for lost_chunk in (0, 10, 18, 19):
+        late = time_of_a_small_transfer(engine, lost_chunk)
+        assert late - clean < 1.35 * 0.1, f"chunk {lost_chunk}: {late - clean:.3f} s more"
