@@ -59,6 +59,8 @@ class Checks:
     """By part: the check value of what it had."""
     received: dict[int, str] = field(default_factory=dict)
     """By part: the check value of what it got."""
+    touch_seconds: float = 0.0
+    """What it took to read one value of each page of what it got."""
     is_checkable: bool = True
     """False: the way moves bytes of its own."""
     counters: dict[str, int] = field(default_factory=dict)

@@ -16,14 +16,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
+
+import torch
 
 from comfy_cluster.benchmarks.commands import Checks, Command, Failure, Outcome, Refusal, Reply
 from comfy_cluster.benchmarks.errors import Unavailable
 from comfy_cluster.benchmarks.load import Load, LoadThread
 from comfy_cluster.benchmarks.place import Place
-from comfy_cluster.benchmarks.tensors import Tensors, check_value
+from comfy_cluster.benchmarks.tensors import Tensors, check_value, touch
 from comfy_cluster.benchmarks.transfers import Transfer
 from comfy_cluster.benchmarks.ways import WAYS, make_way
 from comfy_cluster.benchmarks.ways.base import Way, Work
@@ -101,12 +103,13 @@ class Instance:
         """After the round: what is here, and lets go of what arrived."""
         way, work = self._ways[name], self._prepared
         received = way.received(work)
+        touch_seconds = _timed_touch(received)
         own = {part: check_value(each, is_full=is_full) for part, each in work.tensors.own.items()}
         found = {part: check_value(each, is_full=is_full) for part, each in received.items()}
         is_checkable = received.keys() == set(work.tensors.wanted)
         received.clear()
         way.finish(work)
-        return Checks(own, found, is_checkable, way.counters())
+        return Checks(own, found, touch_seconds, is_checkable, way.counters())
 
     @property
     def _prepared(self) -> Work:
@@ -151,6 +154,13 @@ def _optional(name: str) -> Iterator[None]:
         if WAYS[name].is_ours:
             raise
         raise Unavailable(f"cannot be opened: {error}") from error
+
+
+def _timed_touch(tensors: Mapping[int, torch.Tensor]) -> float:
+    started_at = time.monotonic()
+    for tensor in tensors.values():
+        touch(tensor)
+    return time.monotonic() - started_at
 
 
 def cpu_seconds() -> float:

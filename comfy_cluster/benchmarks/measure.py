@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_cluster.benchmarks.commands import COUNTERS, Checks, Outcome
@@ -139,19 +139,20 @@ class _Runner:
     def _run(self, *, is_first: bool = False) -> Round:
         self._call("prepare", self._instances.next_round(), is_first)
         outcomes = self._go()
-        self._check(is_full=is_first)
-        return round_of(self._transfer, outcomes)
+        touch_seconds = self._check(is_full=is_first)
+        return replace(round_of(self._transfer, outcomes), touch_seconds=touch_seconds)
 
     def _go(self) -> list[Outcome]:
         start_at = time.monotonic() + START_DELAYS[self._load]
         return self._call("go", start_at, RECEIVER_LEADS[self._load])
 
-    def _check(self, *, is_full: bool) -> None:
+    def _check(self, *, is_full: bool) -> float:
+        """Returns what it took to touch the results."""
         checks: list[Checks] = self._call("check", is_full)
         self._last_counters = [each.counters for each in checks]
         if not all(each.is_checkable for each in checks):
             self._is_checked = False
-            return
+            return 0.0
         for leg in self._transfer.legs:
             sent = checks[leg.sender].own[leg.part]
             received = checks[leg.receiver].received[leg.part]
@@ -160,6 +161,7 @@ class _Runner:
                     f"{self.way}: part {leg.part} arrived at instance {leg.receiver} other than it"
                     f" left instance {leg.sender}: {received} instead of {sent}"
                 )
+        return max(each.touch_seconds for each in checks)
 
     def _call(self, name: str, *arguments: object) -> list[Any]:
         return self._instances.call(name, self.way, *arguments, way=self.way)

@@ -25,6 +25,8 @@ class Round:
     """CPU seconds of those that only receive."""
     both_cpu: float
     """CPU seconds of those that do both."""
+    touch_seconds: float = 0.0
+    """What the slowest receiver then took to read one value of each page; not part of `seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class WayResult:
     @property
     def median_seconds(self) -> float:
         return statistics.median(each.seconds for each in self.rounds)
+
+    @property
+    def touch_seconds(self) -> float:
+        """Median."""
+        return statistics.median(each.touch_seconds for each in self.rounds)
 
     @property
     def bytes_per_second(self) -> float:
@@ -90,6 +97,7 @@ class WayResult:
         return {
             "way": self.way,
             **self.timing(),
+            "touch_seconds": self.touch_seconds,
             "cpu_seconds_per_gb": self.cpu_seconds_per_gb,
             "syscalls_per_mb": self.syscalls_per_mb,
             "resent_share": self.resent_share,
@@ -140,7 +148,7 @@ def comparison_table(
     medians = {each.way: each.median_seconds for each in results}
     compared = ratios(medians, ours)
     columns = ("way", "median ms", "GB/s", *(f"{own} is" for own in compared))
-    columns += ("CPU s/GB", "syscalls/MB", "resent")
+    columns += ("touch ms", "CPU s/GB", "syscalls/MB", "resent")
     return Table(
         row,
         title,
@@ -163,6 +171,7 @@ def _line(result: WayResult, compared: Mapping[str, Mapping[str, float]]) -> tup
         f"{result.median_seconds * 1e3:.2f}",
         f"{result.bytes_per_second / 1e9:.2f}",
         *(UNKNOWN if share is None else f"{share:.2f} x" for share in shares),
+        f"{result.touch_seconds * 1e3:.2f}" if result.is_checked else UNKNOWN,
         " + ".join(f"{value:.2f}" for value in result.cpu_seconds_per_gb.values()) or UNKNOWN,
         UNKNOWN if result.syscalls_per_mb is None else f"{result.syscalls_per_mb:.1f}",
         UNKNOWN if result.resent_share is None else f"{result.resent_share * 100:.2f} %",

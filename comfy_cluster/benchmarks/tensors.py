@@ -13,6 +13,7 @@ from comfy_cluster.benchmarks.transfers import Content, Kind, Transfer
 
 MARK_COUNT = 257  # values that change from round to round, evenly spread
 LEVEL_COUNT = 256
+PAGE_FLOATS = 1024  # values of a page of 4 KiB
 
 
 class Tensors:
@@ -67,6 +68,11 @@ class Tensors:
             positions = _positions(flat)
             levels = (positions + number * 31 + part * 7) % LEVEL_COUNT
             flat[positions] = levels.to(torch.float32) / (LEVEL_COUNT - 1)
+
+
+def touch(tensor: torch.Tensor) -> None:
+    """Reads one value of each page, as the first who reads the tensor must."""
+    tensor.reshape(-1)[::PAGE_FLOATS].sum()
 
 
 def check_value(tensor: torch.Tensor, *, is_full: bool) -> str:
