@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.netlab.requirements import why_unavailable
 from comfy_cluster.benchmarks.errors import BenchmarkError, Unavailable
 from comfy_cluster.benchmarks.instances import Instances, loopback_sites
 from comfy_cluster.benchmarks.measure import measure, open_ways
@@ -112,3 +114,17 @@ def test_a_killed_benchmark_leaves_nothing(command: subprocess.Popen[bytes]) -> 
     children = children_of(command, 2)
     command.kill()
     assert psutil.wait_procs(children, TIMEOUT)[1] == []
+
+
+def test_instances_run_in_network_namespaces() -> None:
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    command = [sys.executable, "-m", "benchmarks.between_namespaces", "--json", "--rounds", "1"]
+    ways = ["--way", "ours-udp", "gloo", "tcp", "ceiling"]
+    done = subprocess.run(
+        [*command, "--megabytes", "0.5", *ways], cwd=ROOT, capture_output=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    (table,) = json.loads(done.stdout)["tables"]
+    assert {"ours-udp", "gloo", "tcp"} <= {each["way"] for each in table["ways"]}
