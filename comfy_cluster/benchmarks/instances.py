@@ -19,9 +19,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from comfy_cluster.benchmarks.commands import Command, Failure, Refusal, Reply
 from comfy_cluster.benchmarks.errors import BenchmarkError, Unavailable
@@ -69,7 +68,10 @@ class Instances:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
         self._replies: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self._folder = tempfile.TemporaryDirectory(prefix="comfy-cluster-bench-")
+        self._outputs: list[IO[bytes]] = []
+        """What each writes to its standard error: files without a name, so that none is left."""
+        self._stack = contextlib.ExitStack()
+        self._is_ended = False
         self._opened: dict[str, str | None] = {}
         self._round_number = 0
         self.process_ids: list[int] = []
@@ -99,15 +101,16 @@ class Instances:
 
     def _start(self, index: int) -> None:
         site = self.sites[index]
-        with self._output_path(index).open("wb") as output:
-            process = subprocess.Popen(
-                [*site.command_prefix, *INSTANCE_COMMAND],
-                env=_environ_at(site, self._environ),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,  # Ctrl+C is for this process, which then ends the others
-            )
+        output = self._stack.enter_context(tempfile.TemporaryFile())
+        self._outputs.append(output)
+        process = subprocess.Popen(
+            [*site.command_prefix, *INSTANCE_COMMAND],
+            env=_environ_at(site, self._environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,  # Ctrl+C is for this process, which then ends the others
+        )
         self._processes.append(process)
         place = Place(index, tuple(each.address for each in self.sites), self._timeout)
         self._write(index, place)
@@ -117,6 +120,9 @@ class Instances:
 
     def kill(self) -> None:
         """Ends all of them now, and what they started. Twice is fine."""
+        if self._is_ended:
+            return  # their process ids may be others' by now
+        self._is_ended = True
         for process in self._processes:
             with contextlib.suppress(OSError):
                 if process.stdin is not None:
@@ -127,7 +133,7 @@ class Instances:
             reader.join()
             if process.stdout is not None:
                 process.stdout.close()
-        self._folder.cleanup()
+        self._stack.close()
 
     # Commands.
 
@@ -182,10 +188,11 @@ class Instances:
 
     def written_by(self, index: int) -> str:
         """The last lines that an instance wrote to its standard error."""
-        path = self._output_path(index)
-        if not path.exists():
+        output = self._outputs[index]
+        if output.closed:
             return ""
-        text = path.read_text(encoding="utf-8", errors="replace")
+        output.seek(0)
+        text = output.read().decode(errors="replace")
         return "\n".join(text.rstrip().splitlines()[-SHOWN_LINE_COUNT:])
 
     def _end_text(self, index: int) -> str:
@@ -196,9 +203,6 @@ class Instances:
                     return f"its process was killed by {signal.Signals(-code).name}"
             return f"its process ended with exit code {code}"
         return "its process closed the pipe"
-
-    def _output_path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"instance-{index}.log"
 
     def _write(self, index: int, value: Any) -> None:
         process = self._processes[index]
