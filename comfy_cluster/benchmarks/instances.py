@@ -101,7 +101,8 @@ class Instances:
 
     def _start(self, index: int) -> None:
         site = self.sites[index]
-        output = self._stack.enter_context(tempfile.TemporaryFile())
+        output = tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes it)
+        self._stack.callback(output.close)
         self._outputs.append(output)
         process = subprocess.Popen(
             [*site.command_prefix, *INSTANCE_COMMAND],
