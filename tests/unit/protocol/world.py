@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from comfy_cluster.fastpath import EVENT_OUTGOING_ACKED
-from comfy_cluster.protocol import BufferArrived, Endpoint, Event, ProtocolSettings
+from comfy_cluster.protocol import (
+    BufferArrived,
+    Endpoint,
+    Event,
+    ProtocolSettings,
+    SharedMemoryPort,
+)
 from comfy_cluster.wire import Message, MessageType
 from tests.unit.protocol.fake_engine import FakeEngine, Sent, address_of, key_of, payload_of
 
@@ -31,6 +37,7 @@ class World:
     is_lost: Callable[[Sent], bool] = lambda packet: False
     log: list[Sent] = field(default_factory=list)
     """All that was sent, lost or not."""
+    shared_memory_of: Callable[[int], SharedMemoryPort | None] = lambda index: None
 
     def __post_init__(self) -> None:
         self.engines: dict[int, FakeEngine] = {}
@@ -58,6 +65,7 @@ class World:
             rng=random.Random(f"{self.seed} {self._boots}"),
             allocate=bytearray,
             now=self.now,
+            shared_memory=self.shared_memory_of(index),
         )
         self.events[index] = []
         self.wake_ups[index] = 0
