@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         default = getattr(defaults, field.name)
         parse = special.get(field.name, type(default))
         parser.add_argument("--" + field.name.replace("_", "-"), type=parse, default=default)
-    parser.add_argument("--flows", nargs="+", choices=(flows.OURS, flows.CUBIC, flows.BBR))
+    parser.add_argument("--flows", nargs="+", choices=flows.FLOWS)
     parser.add_argument("--compare", action="store_true", help="ours, TCP cubic and TCP BBR")
     parser.add_argument("--competing-tcp", action="store_true", help="TCP cubic beside ours")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each flow")
@@ -127,6 +127,8 @@ def _text(case: Case, result: dict[str, Any]) -> str:
         f"  lost at random {counted['lost_packets']} of {counted['offered_packets']} packets,"
         f" {counted['queue_drops']} dropped by queues"
     )
+    if case.profile.is_relayed:
+        lines[-1] += f"; the relay took {counted['relay_cpu']:.2f} CPU seconds"
     if counted["overruns"]:
         lines.append(
             f"  {counted['overruns']} packets lost by the lab itself: it could not keep up"

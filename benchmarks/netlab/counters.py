@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,19 +34,23 @@ class Counters:
     latest_us: int = 0
     """The most that a packet left the relay too late."""
 
+    relay_cpu: float = 0.0
+    """CPU seconds of the relay's process, with what the receivers' kernels do in its calls."""
+
     @property
     def loss(self) -> float:
         return self.lost_packets / max(1, self.offered_packets)
 
 
-def of_relay(counts: dict[str, int], namespaces: list[str]) -> Counters:
-    """`counts`: the relay's own; `namespaces`: the hosts'."""
+def of_relay(counts: dict[str, int], process: int, namespaces: list[str]) -> Counters:
+    """`counts`: what the relay says; `namespaces`: the hosts'."""
     names = ("offered_packets", "offered_bytes", "lost_packets", "queue_drops", "reordered")
     dropped = sum(_device_drops(name) for name in namespaces)
     return Counters(
         **{name: counts[name] for name in names},
         overruns=counts["overruns"] + counts["refused"] + dropped + _backlog_drops(),
         latest_us=counts["latest_us"],
+        relay_cpu=_cpu_seconds(process),
     )
 
 
@@ -61,6 +66,11 @@ def of_kernel(switch: str, host_count: int) -> Counters:
         super_packets=named.get(wiring.SUPER, (0, 0))[0],
         overruns=_device_drops(switch) + _backlog_drops(),
     )
+
+
+def _cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _backlog_drops() -> int:

@@ -16,8 +16,11 @@ from typing import Any
 
 from benchmarks.netlab.lab import Lab
 
-OURS, CUBIC, BBR = "ours", "cubic", "bbr"
-OUR_PORT, TCP_PORT = 9998, 5201
+OURS, CUBIC, BBR, UDP = "ours", "cubic", "bbr", "udp"
+FLOWS = (OURS, CUBIC, BBR, UDP)
+UDP_HEADERS = 28  # bytes
+UDP_LOAD = 0.95  # of the link: plain UDP does not find out how much that is
+OUR_PORT, IPERF_PORT = 9998, 5201
 CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 END_TIMEOUT = 120.0  # seconds beyond the flow's own
 SENDING = "sending"  # what `ours.py` prints when it begins
@@ -61,7 +64,7 @@ def measure(lab: Lab, flow: str, *, seconds: float, megabytes: float) -> Row:
         echo = start_echo(lab, seconds)
         result = run.finish(seconds + END_TIMEOUT)
     else:
-        finish = _start_tcp(lab, flow, seconds)
+        finish = _start_iperf(lab, flow, seconds)
         echo = start_echo(lab, seconds)
         result = finish(seconds + END_TIMEOUT)
     return _row(lab, flow, result, _json_of(echo, seconds + END_TIMEOUT))
@@ -75,7 +78,7 @@ def measure_beside_tcp(lab: Lab, seconds: float) -> list[Row]:
     ours = OurFlow(lab, ["--megabytes", str(SMALL_MEGABYTES)])
     echo = start_echo(lab, seconds)
     begin = time.monotonic()
-    tcp = _start_tcp(lab, CUBIC, seconds)(seconds + END_TIMEOUT)
+    tcp = _start_iperf(lab, CUBIC, seconds)(seconds + END_TIMEOUT)
     end = time.monotonic()
     ours.stop()
     result = ours.finish(seconds + END_TIMEOUT, span=(begin, end))
@@ -139,10 +142,10 @@ class OurFlow:
 Finish = Callable[[float], dict[str, Any]]
 
 
-def _start_tcp(lab: Lab, congestion_control: str, seconds: float) -> Finish:
+def _start_iperf(lab: Lab, flow: str, seconds: float) -> Finish:
     source, sink = lab.hosts[0], lab.hosts[1]
     server = sink.popen(
-        ["iperf3", "-s", "-1", "--forceflush", "-p", str(TCP_PORT)],
+        ["iperf3", "-s", "-1", "--forceflush", "-p", str(IPERF_PORT)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -150,26 +153,50 @@ def _start_tcp(lab: Lab, congestion_control: str, seconds: float) -> Finish:
     while SERVER_READY not in (line := server.stdout.readline()):
         if not line:
             raise RuntimeError("iperf3 did not start as a server")
-    command = ["iperf3", "-c", sink.address, "-p", str(TCP_PORT), "-C", congestion_control]
-    client = source.popen([*command, "-t", str(round(seconds)), "-J"], stdout=subprocess.PIPE)
+    command = ["iperf3", "-c", sink.address, "-p", str(IPERF_PORT), *_iperf_options(lab, flow)]
+    duration = str(max(1, round(seconds)))
+    client = source.popen([*command, "-t", duration, "-J"], stdout=subprocess.PIPE)
 
     def finish(timeout: float) -> dict[str, Any]:
         report = _json_of(client, timeout)
         if "error" in report:
-            raise RuntimeError(f"iperf3 -C {congestion_control}: {report['error']}")
+            raise RuntimeError(f"{' '.join(command)}: {report['error']}")
+        server.communicate(timeout=timeout)  # its port is free only then
         end, cpu = report["end"], report["end"]["cpu_utilization_percent"]
-        sent, received = end["sum_sent"], end["sum_received"]
-        size, segment = received["bytes"], report["start"]["tcp_mss_default"]
+        size, repeated = _udp_outcome(end) if flow == UDP else _tcp_outcome(report)
+        spent = end["sum" if flow == UDP else "sum_sent"]["seconds"]
         return {
-            "goodput": received["bits_per_second"],
-            "retransmit_share": sent["retransmits"] * segment / max(1, sent["bytes"]),
-            "sender_cpu": cpu["host_total"] / 100 * sent["seconds"] / (size / 1e9),
-            "receiver_cpu": cpu["remote_total"] / 100 * sent["seconds"] / (size / 1e9),
+            "goodput": 8 * size / spent,
+            "retransmit_share": repeated,
+            "sender_cpu": cpu["host_total"] / 100 * spent / (size / 1e9),
+            "receiver_cpu": cpu["remote_total"] / 100 * spent / (size / 1e9),
             "payload_bytes": size,
-            "seconds": received["seconds"],
+            "seconds": spent,
         }
 
     return finish
+
+
+def _iperf_options(lab: Lab, flow: str) -> list[str]:
+    if flow != UDP:
+        return ["-C", flow]
+    payload = lab.profile.mtu - UDP_HEADERS
+    rate = lab.profile.bits_per_second
+    share = UDP_LOAD * payload / lab.profile.frame_size
+    return ["-u", "-l", str(payload), "-b", "0" if rate is None else str(int(rate * share))]
+
+
+def _tcp_outcome(report: dict[str, Any]) -> tuple[int, float]:
+    """Payload bytes that arrived, and the share of packets that were sent again."""
+    sent, size = report["end"]["sum_sent"], report["end"]["sum_received"]["bytes"]
+    repeated = sent["retransmits"] * report["start"]["tcp_mss_default"]
+    return size, repeated / max(1, sent["bytes"])
+
+
+def _udp_outcome(end: dict[str, Any]) -> tuple[int, float]:
+    """Payload bytes that arrived; UDP sends nothing again."""
+    total = end["sum"]
+    return int(total["bytes"] * (1 - total["lost_packets"] / max(1, total["packets"]))), 0.0
 
 
 def _json_of(process: subprocess.Popen[Any], timeout: float) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Lab:
         if self._relay is None:
             return counters.of_kernel(self.switch, len(self.hosts))
         names = [host.namespace for host in self.hosts]
-        return counters.of_relay(self._relay_stats(), names)
+        return counters.of_relay(self._relay_stats(), self._relay.pid, names)
 
     # Building
 
