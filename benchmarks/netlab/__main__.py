@@ -122,18 +122,28 @@ def _link_text(case: Case) -> str:
 def _text(case: Case, result: dict[str, Any]) -> str:
     lines = [f"{case.name}: {_link_text(case)}", HEAD]
     lines += [_row_text(row) for row in result["rows"]]
-    counted = result["counters"]
-    lines.append(
-        f"  lost at random {counted['lost_packets']} of {counted['offered_packets']} packets,"
-        f" {counted['queue_drops']} dropped by queues"
-    )
+    return "\n".join([*lines, *_counter_texts(case, result["counters"])])
+
+
+def _counter_texts(case: Case, counted: dict[str, Any]) -> list[str]:
+    """What the lab did, and whether the figures can be believed."""
+    parts = [f"{counted['queue_drops']} packets dropped by queues"]
+    if case.profile.loss:
+        parts = [
+            f"{counted['lost_packets']} of {counted['offered_packets']} lost at random",
+            *parts,
+        ]
     if case.profile.is_relayed:
-        lines[-1] += f"; the relay took {counted['relay_cpu']:.2f} CPU seconds"
+        parts += [f"relay: {counted['relay_cpu']:.2f} CPU seconds"]
+        parts += [f"at most {counted['latest_us'] / 1e3:.1f} ms late"]
+    lines = ["  " + ", ".join(parts)]
     if counted["overruns"]:
         lines.append(
             f"  {counted['overruns']} packets lost by the lab itself: it could not keep up"
         )
-    return "\n".join(lines)
+    if counted["super_packets"]:
+        lines.append("  super-packets met the losses: those were not of single packets")
+    return lines
 
 
 def _row_text(row: dict[str, Any]) -> str:

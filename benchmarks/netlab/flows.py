@@ -18,7 +18,7 @@ from benchmarks.netlab.lab import Lab
 
 OURS, CUBIC, BBR, UDP = "ours", "cubic", "bbr", "udp"
 FLOWS = (OURS, CUBIC, BBR, UDP)
-UDP_HEADERS = 28  # bytes
+UDP_HEADERS = 52  # bytes: room for those of TCP, so that packets are of equal size
 UDP_LOAD = 0.95  # of the link: plain UDP does not find out how much that is
 OUR_PORT, IPERF_PORT = 9998, 5201
 CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")

@@ -127,10 +127,11 @@ class Lab:
     def _make_switch(self) -> None:
         count = len(self.hosts)
         for host in self.hosts:
-            offloads = wiring.offloads(self.profile, host.index)
+            offloads = wiring.host_offloads(self.profile)
             if offloads:
-                run_command(host.command(["ethtool", "-K", *offloads["host"]]))
-                run_command(self._in_switch(["ethtool", "-K", *offloads["switch"]]))
+                run_command(host.command(["ethtool", "-K", *offloads]))
+            for offloads in wiring.switch_offloads(self.profile, host.index):
+                run_command(self._in_switch(["ethtool", "-K", *offloads]))
         self._batch("bridge", self.switch, wiring.switch_forwarding(count))
         self._batch("tc", self.switch, wiring.switch_queues(self.profile, count))
         run_command(self._in_switch(["nft", "-f", "-"]), text=wiring.rules(self.profile, count))

@@ -27,7 +27,12 @@ HOST_DEVICE = "eth0"
 LOSS_STEPS = 1_000_000  # loss is a multiple of 1 / LOSS_STEPS
 TAP_QUEUE_FRAMES = 20_000  # room for what arrives while the relay is not scheduled
 PORT_QUEUE_PACKETS = 20_000
-PEAK_RATE = "50gbit"  # no limit beside any rate; its bucket is what cuts super-packets
+# How fast the second bucket fills: no limit beside any rate. In the ticks of tc, 64 ns, so that the
+# bucket's size, which tc sends as a time, is exact; and a little more than a packet.
+BUCKET_NS = 4 * 64
+BUCKET_MARGIN = 8  # bytes
+WHOLE = ("tso", "on", "tx-udp-segmentation", "on")
+CUT = ("tso", "off", "tx-udp-segmentation", "off")
 LOST = "lost{}"  # counters, by host
 OFFERED = "offered{}"
 SUPER = "super"
@@ -104,11 +109,13 @@ def host_queues(profile: LinkProfile) -> str:
 
 
 def _bucket(profile: LinkProfile, device: str) -> str:
-    """A second, fast bucket holds one packet and a half: what is larger, tbf cuts into packets."""
+    """A second, fast bucket holds one packet: what is larger, tbf cuts before it queues it."""
     bits = int(profile.bits_per_second or 0)
+    size = profile.frame_size + BUCKET_MARGIN
+    peak = size * 8 * 10**9 // BUCKET_NS
     return (
         f"qdisc add dev {device} root tbf rate {bits}bit burst {profile.burst} "
-        f"limit {profile.queue_size} peakrate {PEAK_RATE} mtu {profile.frame_size * 3 // 2}"
+        f"limit {profile.queue_size} peakrate {peak}bit mtu {size + 1}"
     )
 
 
@@ -130,14 +137,23 @@ def host_links(profile: LinkProfile, index: int, count: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def offloads(profile: LinkProfile, index: int) -> dict[str, list[str]]:
-    """Arguments of `ethtool -K`, in host `index` and in the switch; {}: as they are."""
+def host_offloads(profile: LinkProfile) -> list[str]:
+    """Arguments of `ethtool -K` in a host; []: as they are."""
     if profile.is_plain:
-        return {}
-    state = "on" if has_uplink_device(profile) else "off"
-    host = [HOST_DEVICE, "tso", state, "tx-udp-segmentation", state, "gro", "on"]
-    # veth merges nothing on receive while its other end could send super-packets.
-    return {"host": host, "switch": [port(index), "tso", "off", "tx-udp-segmentation", "off"]}
+        return []
+    return [HOST_DEVICE, *(WHOLE if has_uplink_device(profile) else CUT), "gro", "on"]
+
+
+def switch_offloads(profile: LinkProfile, index: int) -> list[list[str]]:
+    """Arguments of `ethtool -K` in the switch, for each call.
+
+    The uplink cuts the super-packets that are smaller than a packet may be, which tbf lets pass;
+    and veth merges nothing on receive while its other end could send super-packets.
+    """
+    if profile.is_plain:
+        return []
+    devices = [port(index), *([uplink(index)] if has_uplink_device(profile) else [])]
+    return [[device, *CUT] for device in devices]
 
 
 def rules(profile: LinkProfile, count: int) -> str:

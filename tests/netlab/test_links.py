@@ -29,15 +29,17 @@ def check_loss(counters: Counters) -> None:
     assert counters.offered_bytes <= counters.offered_packets * 1514, counters
 
 
-def test_lost_udp_packets_are_single_ones(made_by: str) -> None:
+@pytest.mark.parametrize(("segments", "size"), [(BURST, DATAGRAM_SIZE), (2, 600), (3, 700)])
+def test_lost_udp_packets_are_single_ones(made_by: str, segments: int, size: int) -> None:
+    """Also where a super-packet is no larger than a packet may be, or hardly so."""
     profile = LinkProfile(rate="200mbit", loss=LOSS, queue=ROOMY, made_by=made_by)
     with Lab(profile) as lab:
         before = lab.counters()
-        result = carry("udp", lab, 8000, BURST)
+        result = carry("udp", lab, 100 * segments, segments, size)
         after = lab.counters()
     assert after.overruns == before.overruns and after.queue_drops == 0
-    assert after.offered_packets - before.offered_packets == 8000
-    assert result["count"] == 8000 - after.lost_packets
+    assert after.offered_packets - before.offered_packets == 100 * segments
+    assert result["count"] == 100 * segments - after.lost_packets
     assert result["damaged"] == result["inversions"] == 0
     check_loss(after)
 

@@ -3,7 +3,7 @@
     python -m tests.netlab.traffic tcp-sink PORT
     python -m tests.netlab.traffic tcp-source ADDRESS PORT BYTES
     python -m tests.netlab.traffic udp-sink PORT
-    python -m tests.netlab.traffic udp-source ADDRESS PORT COUNT SEGMENTS
+    python -m tests.netlab.traffic udp-source ADDRESS PORT COUNT SEGMENTS [SIZE]
 
 A sink prints READY, and one JSON line at its end. UDP datagrams are numbered; with SEGMENTS above 1
 they leave as super-packets (UDP_SEGMENT), as the engine's do.
@@ -76,7 +76,7 @@ def udp_sink(port: int) -> None:
             last_at = time.perf_counter()
             first_at = first_at or last_at
             number = NUMBER.unpack_from(data)[0]
-            damaged += data != _datagram(number)
+            damaged += data != _datagram(number, len(data))
             inversions += number < highest
             highest = max(highest, number)
             count += 1
@@ -92,21 +92,23 @@ def _recv(sock: socket.socket) -> bytes | None:
         return None
 
 
-def udp_source(address: tuple[str, int], count: int, segments: int) -> None:
+def udp_source(
+    address: tuple[str, int], count: int, segments: int, size: int = DATAGRAM_SIZE
+) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         if segments > 1:
-            sock.setsockopt(socket.SOL_UDP, UDP_SEGMENT, DATAGRAM_SIZE)
+            sock.setsockopt(socket.SOL_UDP, UDP_SEGMENT, size)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         for first in range(0, count, segments):
             numbers = range(first, min(first + segments, count))
-            sock.sendto(b"".join(_datagram(number) for number in numbers), address)
+            sock.sendto(b"".join(_datagram(number, size) for number in numbers), address)
             time.sleep(PAUSE)
     print(json.dumps({"count": count}))
 
 
-def _datagram(number: int) -> bytes:
+def _datagram(number: int, size: int) -> bytes:
     head = NUMBER.pack(number)
-    return head + bytes([number % 251]) * (DATAGRAM_SIZE - len(head))
+    return head + bytes([number % 251]) * (size - len(head))
 
 
 if __name__ == "__main__":
