@@ -11,6 +11,7 @@ cdef enum:
     C_BANDWIDTH_EPOCHS = 10
     C_SURPLUS_EPOCHS = 5
     C_FLAT_ROUNDS = 3
+    C_STARTUP_LOSS_PACKETS = 8
     C_COMPETING_DRAIN_CYCLES = 4
     C_COMPETING_CYCLES = 2
 
@@ -28,6 +29,7 @@ cdef double C_SURPLUS_LIMIT = 0.001
 cdef double C_QUEUE_FLOOR = 0.001
 cdef double C_EMPTY_FLOOR = 0.0015
 cdef double C_GROWTH = 1.25
+cdef double C_STARTUP_LOSS = 0.2
 cdef double C_MIN_RTT_LIFETIME = 10.0
 cdef double C_PROBE_RTT_TIME = 0.2
 cdef double C_PROBE_RTT_GAIN = 0.5
@@ -54,6 +56,7 @@ cdef struct Congestion:
     double round_at
     double round_sent_at
     int64_t round_delivered
+    int64_t round_lost
     double cycle_min_rtt
     bint is_app_limited
     double full_rate
@@ -165,6 +168,7 @@ cdef inline void congestion_begin_round(Congestion* state, double sent_at, doubl
     state.round_at = now
     state.round_sent_at = sent_at
     state.round_delivered = 0
+    state.round_lost = 0
     state.is_app_limited = False
 
 
@@ -349,9 +353,20 @@ cdef inline void congestion_on_sack(
         congestion_grow_loss_window(state, acked, now)
 
 
+cdef inline bint congestion_overflows(const Congestion* state) noexcept nogil:
+    cdef int64_t sent = state.round_delivered + state.round_lost
+    return (
+        state.round_lost >= <int64_t>C_STARTUP_LOSS_PACKETS * state.packet_size
+        and <double>state.round_lost > C_STARTUP_LOSS * <double>sent
+    )
+
+
 cdef inline void congestion_on_lost(
-    Congestion* state, double newest_sent_at, double rtt, double now
+    Congestion* state, int64_t lost, double newest_sent_at, double rtt, double now
 ) noexcept nogil:
+    state.round_lost += lost
+    if state.mode == MODE_STARTUP and congestion_overflows(state):
+        state.mode = MODE_DRAIN
     if not congestion_is_empty_queue(state, rtt):
         state.surplus = 0.0
         state.old_surplus = 0.0
@@ -421,8 +436,8 @@ cdef class CongestionController:
     ):
         congestion_on_sack(&self.state, acked, newest_sent_at, rtt, bytes_in_flight, now)
 
-    def on_packets_lost(self, double newest_sent_at, double rtt, double now):
-        congestion_on_lost(&self.state, newest_sent_at, rtt, now)
+    def on_packets_lost(self, int64_t lost, double newest_sent_at, double rtt, double now):
+        congestion_on_lost(&self.state, lost, newest_sent_at, rtt, now)
 
     def on_persistent_loss(self):
         congestion_on_persistent_loss(&self.state)

@@ -386,7 +386,8 @@ cdef inline void flow_set_probe_timer(PeerFlow* flow) noexcept nogil:
 
 cdef void flow_detect_losses(PeerFlow* flow, double now) noexcept nogil:
     cdef double loss_delay = rtt_loss_delay(&flow.rtt, flow.reordering)
-    cdef double newest_lost_at = -1.0
+    cdef double newest_lost_at = 0.0
+    cdef int64_t lost = 0
     cdef SentEntry* entry
     cdef uint64_t lost_before
     flow.loss_at = C_NEVER
@@ -398,12 +399,13 @@ cdef void flow_detect_losses(PeerFlow* flow, double now) noexcept nogil:
             flow.loss_at = entry.sent_at + loss_delay
             break
         newest_lost_at = entry.sent_at
+        lost += entry.size
         lost_before = flow.packets_lost
         flow_on_packet_lost(flow, entry)
         if flow.packets_lost == lost_before:
             break
-    if newest_lost_at >= 0.0:
-        congestion_on_lost(&flow.congestion, newest_lost_at, flow.rtt.latest, now)
+    if lost:
+        congestion_on_lost(&flow.congestion, lost, newest_lost_at, flow.rtt.latest, now)
 
 
 cdef inline void flow_on_packet_size_changed(PeerFlow* flow) noexcept nogil:

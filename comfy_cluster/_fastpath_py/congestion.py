@@ -34,6 +34,8 @@ QUEUE_FLOOR = 0.001  # seconds of queue that keep a path busy while threads wake
 EMPTY_FLOOR = 0.0015  # seconds of queue that count as none: what one burst of the pacer may fill
 GROWTH = 1.25  # a rate that grows by less for three rounds fills the path
 FLAT_ROUNDS = 3
+STARTUP_LOSS = 0.2  # of what a round sent: more is a queue that overflows, not a lossy link
+STARTUP_LOSS_PACKETS = 8
 MIN_RTT_LIFETIME = 10.0  # seconds
 PROBE_RTT_TIME = 0.2  # seconds
 PROBE_RTT_GAIN = 0.5
@@ -72,6 +74,7 @@ class CongestionController:
         self._round_at = 0.0
         self._round_sent_at = 0.0
         self._round_delivered = 0
+        self._round_lost = 0
         self._cycle_min_rtt = 0.0
         self._is_app_limited = False
         self._full_rate = 0.0
@@ -165,8 +168,11 @@ class CongestionController:
         if self._loss_window > 0.0:
             self._grow_loss_window(acked, now)
 
-    def on_packets_lost(self, newest_sent_at: float, rtt: float, now: float) -> None:
-        """Take a loss, once for all losses of one round trip; `rtt` is the latest sample."""
+    def on_packets_lost(self, lost: int, newest_sent_at: float, rtt: float, now: float) -> None:
+        """`lost` bytes are, the last of which were sent at `newest_sent_at`; `rtt`: as above."""
+        self._round_lost += lost
+        if self.mode == STARTUP and self._overflows:
+            self.mode = DRAIN
         if not self._is_empty_queue(rtt):  # the queue overflows
             self._surplus = self._old_surplus = 0.0
             if self.mode == STARTUP:
@@ -199,6 +205,12 @@ class CongestionController:
         return self.bandwidth * (WINDOW_GAIN * self.min_rtt + QUEUE_FLOOR) + clumps
 
     @property
+    def _overflows(self) -> bool:
+        sent = self._round_delivered + self._round_lost
+        is_more_than_chance = self._round_lost >= STARTUP_LOSS_PACKETS * self.packet_size
+        return is_more_than_chance and self._round_lost > STARTUP_LOSS * sent
+
+    @property
     def _is_draining(self) -> bool:
         is_drain_phase = self.mode == CRUISE and CYCLE_GAINS[self._cycle_phase] < 1.0
         return is_drain_phase and self._is_drain_cycle
@@ -228,6 +240,7 @@ class CongestionController:
         self._round_at = now
         self._round_sent_at = sent_at
         self._round_delivered = 0
+        self._round_lost = 0
         self._is_app_limited = False
 
     def _end_round(self, newest_sent_at: float, now: float) -> None:

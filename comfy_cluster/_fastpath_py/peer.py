@@ -344,7 +344,8 @@ class PeerFlow:
     def _detect_losses(self, now: float) -> None:
         self.loss_at = NEVER
         loss_delay = self.rtt.loss_delay(self._reordering)
-        newest_lost_at = -1.0
+        newest_lost_at = 0.0
+        lost = 0
         while True:
             entry = self.sent.first_in_flight()
             if entry is None or entry.counter >= self._largest_acked:
@@ -353,9 +354,10 @@ class PeerFlow:
                 self.loss_at = entry.sent_at + loss_delay
                 break
             newest_lost_at = entry.sent_at
+            lost += entry.size
             self._on_packet_lost(entry)
-        if newest_lost_at >= 0.0:
-            self.congestion.on_packets_lost(newest_lost_at, self.rtt.latest, now)
+        if lost:
+            self.congestion.on_packets_lost(lost, newest_lost_at, self.rtt.latest, now)
 
     def _on_packet_lost(self, entry: SentEntry) -> None:
         self.packets_lost += 1

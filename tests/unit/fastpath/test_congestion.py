@@ -85,7 +85,7 @@ def test_packets_leave_at_the_bandwidth_a_little_faster_and_a_little_slower(path
 def test_losses_alone_change_nothing(path: Path) -> None:
     window, rate = path.controller.window, path.controller.pacing_rate(RTT)
     for number in range(100):
-        path.controller.on_packets_lost(path.now - RTT, RTT, path.now + number)
+        path.controller.on_packets_lost(PACKET, path.now - RTT, RTT, path.now + number)
     assert path.controller.window == window
     assert path.controller.pacing_rate(RTT) == rate
 
@@ -93,9 +93,20 @@ def test_losses_alone_change_nothing(path: Path) -> None:
 def test_startup_ends_with_the_first_loss_of_a_filled_queue(engine: ModuleType) -> None:
     path = Path(engine)
     path.deliver(0.02)
-    path.controller.on_packets_lost(path.now, RTT, path.now)
+    path.controller.on_packets_lost(PACKET, path.now, RTT, path.now)
     assert path.controller.is_startup
-    path.controller.on_packets_lost(path.now, 2 * RTT, path.now)
+    path.controller.on_packets_lost(PACKET, path.now, 2 * RTT, path.now)
+    assert not path.controller.is_startup
+
+
+def test_startup_ends_when_a_fifth_of_a_round_is_lost(engine: ModuleType) -> None:
+    """A queue that is too short to be seen in the round trip overflows."""
+    path = Path(engine)
+    path.deliver(0.019)
+    delivered = 20 * PACKET
+    path.controller.on_packets_lost(delivered // 20, path.now, RTT, path.now)
+    assert path.controller.is_startup
+    path.controller.on_packets_lost(delivered // 2, path.now, RTT, path.now)
     assert not path.controller.is_startup
 
 
@@ -128,9 +139,9 @@ def test_who_shares_a_filled_queue_holds_its_ground_until_it_is_empty(path: Path
     path.deliver(5.0)
     grown = path.controller.window
     assert grown > 1.5 * alone
-    path.controller.on_packets_lost(path.now, path.rtt, path.now)
+    path.controller.on_packets_lost(PACKET, path.now, path.rtt, path.now)
     assert path.controller.window == pytest.approx(0.7 * grown, rel=0.01)
-    path.controller.on_packets_lost(path.now, path.rtt, path.now)  # of the same round trip
+    path.controller.on_packets_lost(PACKET, path.now, path.rtt, path.now)  # of the same round trip
     assert path.controller.window == pytest.approx(0.7 * grown, rel=0.01)
     path.rtt = RTT
     path.deliver(9 * 8 * RTT)  # two drains, one every fourth cycle
@@ -172,7 +183,7 @@ def test_both_engines_give_the_same_doubles(both_engines: tuple[ModuleType, Modu
             if choice == 1:
                 controller.on_restart(now)
             if choice < 10:
-                controller.on_packets_lost(now - rtt, rtt, now)
+                controller.on_packets_lost(acked, now - rtt, rtt, now)
             if choice == 11:
                 controller.on_app_limited()
             if choice == 12:
