@@ -8,7 +8,7 @@ node packs. Cutting returns views and never changes its input. Called by `cluste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -54,11 +54,15 @@ def count_items(batch: torch.Tensor) -> int:
     return batch.shape[0]
 
 
-def concat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def concat(
+    parts: Sequence[torch.Tensor], allocate: Callable[[int], memoryview] | None = None
+) -> torch.Tensor:
     """Join parts in order along the first dimension, on the device of the first part with items.
 
-    A single part with items is returned as it is. Raises `WorkflowError` that names the parts whose
-    shapes or dtypes do not fit together: nothing is resized or converted silently.
+    A single part with items is returned as it is. `allocate(size)` gives the memory of a join in
+    main memory, writable and of `size` bytes; torch's own by default. Raises `WorkflowError` that
+    names the parts whose shapes or dtypes do not fit together: nothing is resized or converted
+    silently.
     """
     if not parts:
         raise WorkflowError("nothing to join: there is no part")
@@ -76,7 +80,13 @@ def concat(parts: Sequence[torch.Tensor]) -> torch.Tensor:
             )
     if len(numbered) == 1:
         return first
-    return torch.cat([part.to(first.device) for _, part in numbered])
+    filled = [part.to(first.device) for _, part in numbered]
+    if allocate is None or first.device.type != "cpu" or not first[0].numel():
+        return torch.cat(filled)
+    count = sum(len(part) for part in filled)
+    memory = allocate(count * first[0].numel() * first.element_size())
+    joined = torch.frombuffer(memory, dtype=first.dtype).view(count, *first.shape[1:])
+    return torch.cat(filled, out=joined)
 
 
 def _describe(batch: torch.Tensor) -> str:

@@ -103,7 +103,7 @@ class Collectives:
         if self._own_index == LEADER:
             own = required(part, f"the leader in the {call}") if LEADER in wanted else None
             parts = self._receive_parts(call, own, wanted)
-            return parts.then(lambda received: _join(call, wanted, received), self._executor)
+            return parts.then(lambda received: self._join(call, wanted, received), self._executor)
         own = required(part, f"a follower in the {call}")
         if self._own_index not in wanted:
             return Handle.completed(own, str(call))
@@ -120,6 +120,15 @@ class Collectives:
             [received, self._send(call, own, self._peers())], str(call)
         )
         return both.then(lambda results: list(results[0]))
+
+    def _join(self, call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:
+        try:
+            return batches.concat(parts, self._payloads.allocate)
+        except WorkflowError as error:
+            names = ", ".join(map(str, sources))
+            raise WorkflowError(
+                f"{call}: {error} (parts of instances {names}, counted from 0)"
+            ) from error
 
     def _receive_parts(
         self, call: _Call, own: torch.Tensor | None, sources: Iterable[int]
@@ -176,16 +185,6 @@ class Collectives:
 
 def _never_mind(_: BaseException) -> Handle[None]:
     return Handle.completed(None)
-
-
-def _join(call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:
-    try:
-        return batches.concat(parts)
-    except WorkflowError as error:
-        names = ", ".join(map(str, sources))
-        raise WorkflowError(
-            f"{call}: {error} (parts of instances {names}, counted from 0)"
-        ) from error
 
 
 def required(tensor: torch.Tensor | None, whom: str) -> torch.Tensor:

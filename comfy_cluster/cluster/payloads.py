@@ -115,6 +115,10 @@ class Payloads:
             transfers |= transport.send_chain(routes.chain, key, payload, message_type=message_type)
         return transfers
 
+    def allocate(self, size: int) -> memoryview:
+        """Memory for what payloads are joined into. Raises MemoryError."""
+        return self._transport.allocate(size)
+
     def claim(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
         """The payload that `peer` sends under `key`."""
         return self._transport.receive_buffer(key, peer=peer)

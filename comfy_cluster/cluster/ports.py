@@ -39,6 +39,9 @@ class Transport(Protocol):
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn` is called on the control thread, and must not block."""
 
+    def allocate(self, size: int) -> memoryview:
+        """Writable memory for a payload, touched before if there is such."""
+
     def shares_memory(self, peer: int) -> bool:
         """Whether payloads to and from `peer` need no network: it is on this machine."""
 

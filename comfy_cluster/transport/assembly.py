@@ -53,6 +53,7 @@ class Parts:
     outgoing: OutgoingHandles
     incoming: IncomingHandles
     shared_memory: SharedMemoryCarrier | None
+    memory: MemoryPool
     """None: it is turned off, or this system has none."""
 
 
@@ -78,13 +79,14 @@ def assemble(
     def post(command: Command) -> None:
         control.post(command)
 
+    memory = MemoryPool(config.memory_budget // KEPT_SHARE)
     workers = WorkerPool(on_failure=on_failure)
     shared_memory = _open_shared_memory(config, settings, workers, post)
     endpoint = Endpoint(
         settings,
         engine,
         rng=random.SystemRandom(),
-        allocate=MemoryPool(config.memory_budget // KEPT_SHARE).allocate,
+        allocate=memory.allocate,
         now=time.monotonic(),
         shared_memory=shared_memory,
     )
@@ -111,6 +113,7 @@ def assemble(
         outgoing=outgoing,
         incoming=incoming,
         shared_memory=shared_memory,
+        memory=memory,
     )
 
 

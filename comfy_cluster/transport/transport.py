@@ -151,6 +151,13 @@ class Transport:
         self._members.discard(peer)
         parts.control.post(partial(parts.endpoint.remove_member, peer))
 
+    def allocate(self, size: int) -> memoryview:
+        """Writable memory of `size` bytes with any content, of the pool that payloads arrive in.
+
+        Raises MemoryError.
+        """
+        return self._running().memory.allocate(size)
+
     def shares_memory(self, peer: int) -> bool:
         """Whether large payloads travel to and from `peer` through shared memory, at this moment.
 

@@ -64,6 +64,25 @@ class TestEvenSplit:
         assert [len(part) for part in parts] == batches.split_sizes(item_count, instance_count)
         assert torch.equal(batches.concat(parts), batch)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+    def test_concat_into_memory_that_is_given(self, dtype: torch.dtype) -> None:
+        batch = (numbered(7, 2, 3) % 2).to(dtype)
+        given: list[bytearray] = []
+
+        def allocate(size: int) -> memoryview:
+            given.append(bytearray(size))
+            return memoryview(given[-1])
+
+        joined = batches.concat([batch[:3], batch[3:3], batch[3:]], allocate)
+        assert torch.equal(joined, batch)
+        assert joined.dtype == dtype
+        assert len(given) == 1
+        joined.zero_()
+        assert given == [bytearray(batch.numel() * batch.element_size())]
+        assert batches.concat([batch, batch[:0]], allocate) is batch
+        assert batches.concat([batch[:, :0], batch[:, :0]], allocate).shape == (14, 0, 3)
+        assert len(given) == 1
+
     def test_slices_are_views(self) -> None:
         batch = torch.zeros(5, 2)
         batches.split(batch, 2)[1][0, 0] = 7

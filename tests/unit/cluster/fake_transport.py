@@ -197,6 +197,9 @@ class FakeTransport:
         assert key.source == self.index
         return self.network.post(peer, key, payload, message_type)
 
+    def allocate(self, size: int) -> memoryview:
+        return memoryview(bytearray(size))
+
     def shares_memory(self, peer: int) -> bool:
         return peer in self.sharing
 
