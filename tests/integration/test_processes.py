@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ ENGINES = {"compiled": "0", "python": "1"}
 class WorkerProcess:
     """One `transport_worker.py`; killed if it outlives WAIT, so that no test hangs."""
 
-    def __init__(self, engine: str, **options: Any) -> None:
+    def __init__(self, engine: str, prefix: Sequence[str] = (), **options: Any) -> None:
+        """`prefix` comes before the command."""
         environ = {name: text for name, text in os.environ.items() if "COMFY_CLUSTER" not in name}
         environ["COMFY_CLUSTER_PURE_PYTHON"] = ENGINES[engine]
         environ["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(SCRIPT), json.dumps(options)],
+            [*prefix, sys.executable, "-W", "error", str(SCRIPT), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

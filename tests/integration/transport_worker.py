@@ -6,6 +6,8 @@ Sizes and bytes follow from round, sender and receiver, so that each side knows 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -38,10 +41,18 @@ def tell(**facts: object) -> None:
 
 
 class Worker:
-    def __init__(self, index: int, ports: list[int], shared_memory: SharedMemory) -> None:
+    def __init__(
+        self,
+        index: int,
+        ports: list[int],
+        shared_memory: SharedMemory,
+        hostnames: list[str] | None = None,
+    ) -> None:
         self.index = index
         self.peers = [peer for peer in range(len(ports)) if peer != index]
-        config = ClusterConfig.static(index, [("127.0.0.1", port) for port in ports])
+        hostnames = hostnames or ["127.0.0.1"] * len(ports)
+        addresses = list(zip(hostnames, ports, strict=True))
+        config = ClusterConfig.static(index, addresses)
         config = replace(config, shared_memory=shared_memory)
         self.transport = Transport(config)
         self._connected: set[int] = set()
@@ -49,7 +60,7 @@ class Worker:
         self.transport.add_peer_listener(self._on_event)
         self.transport.start()
         for peer in self.peers:
-            self.transport.add_member(peer, ("127.0.0.1", ports[peer]))
+            self.transport.add_member(peer, addresses[peer])
         with self._changed:
             assert self._changed.wait_for(lambda: len(self._connected) == len(self.peers), WAIT)
 
@@ -96,6 +107,21 @@ def usage(worker: Worker) -> dict[str, int]:
     }
 
 
+def shared_bytes_of(worker: Worker) -> int:
+    return worker.transport.stats().get("shared_memory_bytes_received", 0)
+
+
+def segments_held() -> int:
+    """Mappings and descriptors of segments that this process has."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text() if sys.platform == "linux" else ""
+    descriptors = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists them
+            descriptors += "memfd:comfy-cluster" in os.readlink(path)
+    return maps.count("memfd:comfy-cluster") + descriptors
+
+
 def run_rounds(worker: Worker, *, rounds: int, warm_up: int, seed: int) -> None:
     """Every round each instance sends to each other one, and checks what it receives."""
     before: dict[str, int] = {}
@@ -114,19 +140,24 @@ def run_rounds(worker: Worker, *, rounds: int, warm_up: int, seed: int) -> None:
             buffer.release()
         for handle in sent:
             handle.result(WAIT)
-    tell(before=before, after=usage(worker))
+    tell(before=before, after=usage(worker), shared_bytes=shared_bytes_of(worker))
     worker.transport.close()
 
 
-def run_until_lost(worker: Worker) -> None:
-    """Sends and receives large payloads until a peer is lost, and tells what the handles say."""
+def run_until_lost(worker: Worker, *, shared_bytes: int = 0) -> None:
+    """Sends and receives large payloads until a peer is lost, and tells what the handles say.
+
+    It is running once that many bytes came through shared memory.
+    """
+    is_running = False
     data = bytes(LARGE)
     number = 0
     errors: list[TransferError] = []
     while not errors:
         handles = [worker.receive(peer, number) for peer in worker.peers]
         handles += [worker.send(peer, number, data) for peer in worker.peers]
-        if number == 1:
+        if number and not is_running and shared_bytes_of(worker) >= shared_bytes:
+            is_running = True
             tell(state="running")
         for handle in handles:
             error = handle.exception(WAIT)
@@ -134,8 +165,9 @@ def run_until_lost(worker: Worker) -> None:
                 errors.append(error)
         del handles
         number += 1
-    tell(lost={error.peer: str(error) for error in errors if isinstance(error, PeerLost)})
+    lost = {error.peer: str(error) for error in errors if isinstance(error, PeerLost)}
     worker.transport.close()
+    tell(lost=lost, segments_left=segments_held())
 
 
 class Traffic:
@@ -213,7 +245,8 @@ MODES: dict[str, Callable[..., None]] = {
 def main() -> None:
     options = json.loads(sys.argv[1])
     shared_memory = SharedMemory(options.pop("shared_memory"))
-    worker = Worker(options.pop("index"), options.pop("ports"), shared_memory)
+    hostnames = options.pop("hostnames", None)
+    worker = Worker(options.pop("index"), options.pop("ports"), shared_memory, hostnames)
     MODES[options.pop("mode")](worker, **options)
 
 
