@@ -10,6 +10,7 @@ instance is slow, the user gets a copy instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -82,7 +83,7 @@ class IncomingHandles:
         self._verifying[event.buffer_id] = event
         data = memoryview(event.memory).cast("B")[: event.size]
         if not event.digest:  # memory of this machine: there is nothing to verify
-            self._post(partial(self._on_verified, event, data, True))
+            self._on_verified(event, data, True, time.monotonic())
             return
         self._digests.verify(
             data,

@@ -57,8 +57,8 @@ class BufferAnnouncement:
         if self.is_shared:
             bounds.check_range("size of a shared payload", self.size, 1, LARGEST_BUFFER)
             bounds.check_range("chunk_size of a shared payload", self.chunk_size, 0, 0)
-            if self.inline_payload is not None:
-                raise LocalProtocolError("a payload is inline or shared, and not both")
+            if self.inline_payload is not None or self.route is not None:
+                raise LocalProtocolError("a shared payload is neither inline nor on a route")
             return
         if self.inline_payload is not None:
             bounds.check_range("chunk_size of an inline payload", self.chunk_size, 0, 0)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("comfy_cluster.transport")
 
+# Bytes of a mapping up to which the control thread reads its page tables or unmaps it itself, in
+# 0.1 ms: waking a worker takes as long.
+LARGEST_OWN_LOOK = 1 << 20
 LARGEST_KEPT = 128  # mappings kept for a segment's next payload: page tables are memory too
 
 Origin = tuple[int, int]
@@ -144,17 +147,15 @@ class SharedReceiver:
             self._release(self._unseen.popleft())
 
     def _release(self, seen: _Seen) -> None:
+        if seen.mapping.capacity <= LARGEST_OWN_LOOK:
+            self._on_looked(seen, _fate_of(seen.mapping))
+            return
         self._looking.add(seen)
         self._workers.run(partial(self._look, seen))
 
     def _look(self, seen: _Seen) -> None:
         """On a worker thread: reading page tables and unmapping take their time."""
-        mapping = seen.mapping
-        fate = Fate.STILL_SEEN if mapping.is_seen_elsewhere else Fate.UNMAPPED
-        if fate is Fate.UNMAPPED and mapping.is_untouched():
-            fate = Fate.KEPT
-        else:
-            mapping.unmap()
+        fate = _fate_of(seen.mapping)
         self._post(lambda now: self._on_looked(seen, fate))
 
     def _on_looked(self, seen: _Seen, fate: Fate) -> None:
@@ -206,3 +207,12 @@ class SharedReceiver:
             self._workers.run(self._kept.pop(origin).unmap)
         for buffer_id in [each for each, (owner, _) in self._open.items() if owner == peer]:
             self._fail(buffer_id, f"the link to instance {peer} is lost: {reason}")
+
+
+def _fate_of(mapping: Mapping) -> Fate:
+    """Keeps a mapping that shows what its segment holds, and unmaps any other."""
+    fate = Fate.STILL_SEEN if mapping.is_seen_elsewhere else Fate.UNMAPPED
+    if fate is Fate.UNMAPPED and mapping.is_untouched():
+        return Fate.KEPT
+    mapping.unmap()
+    return fate

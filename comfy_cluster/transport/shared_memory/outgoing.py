@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("comfy_cluster.transport")
 
+# Bytes up to which the control thread copies itself, in 0.1 ms: waking a worker and being woken by
+# it takes as long, and on a busy machine ten times that.
+LARGEST_OWN_COPY = 1 << 20
 # Bytes from which both worker threads copy: below, waking the second one takes as long.
 SMALLEST_SHARED_COPY = 8 << 20
 
@@ -128,6 +131,11 @@ class SharedSender:
             return
         is_fresh, segment.is_fresh = segment.is_fresh, False
         group.segment = segment
+        if group.size <= LARGEST_OWN_COPY:
+            group.parts_left = 1
+            failure = _copied_part(group, segment, 0, group.size, is_fresh=is_fresh)
+            self._on_copied(group, failure, now)
+            return
         ranges = _halves(group.size)
         group.parts_left = len(ranges)
         for start, end in ranges:
@@ -137,13 +145,7 @@ class SharedSender:
         self, group: _Group, segment: Segment, start: int, end: int, *, is_fresh: bool
     ) -> None:
         """On a worker thread."""
-        error: MemoryError | None = None
-        try:
-            if is_fresh:
-                system_calls.populate(segment.address + start, end - start)
-            _copy_range(segment.view(), (group.prefix, group.body), start, end)
-        except MemoryError as caught:
-            error = caught
+        error = _copied_part(group, segment, start, end, is_fresh=is_fresh)
         self._post(lambda now: self._on_copied(group, error, now))
 
     def _on_copied(self, group: _Group, error: MemoryError | None, now: float) -> None:
@@ -223,6 +225,19 @@ def _halves(size: int) -> list[tuple[int, int]]:
         return [(0, size)]
     middle = size // 2 // 4096 * 4096
     return [(0, middle), (middle, size)]
+
+
+def _copied_part(
+    group: _Group, segment: Segment, start: int, end: int, *, is_fresh: bool
+) -> MemoryError | None:
+    """Copies a part of the payload; None, or why it could not."""
+    try:
+        if is_fresh:
+            system_calls.populate(segment.address + start, end - start)
+    except MemoryError as error:
+        return error
+    _copy_range(segment.view(), (group.prefix, group.body), start, end)
+    return None
 
 
 def _copy_range(target: Octets, parts: tuple[Buffer, ...], start: int, end: int) -> None:

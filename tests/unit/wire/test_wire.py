@@ -37,6 +37,7 @@ ANNOUNCEMENT = wire.BufferAnnouncement(
     buffer_id=1 << 63, size=1 << 40, chunk_size=1_148, digest=bytes(range(16)), key=KEY
 )
 ROUTE = wire.Route(payload_id=3 << 48, number=2, relay_to=(4, 0, 65_534))
+SHARED = replace(ANNOUNCEMENT, chunk_size=0, digest=b"", is_shared=True)
 INLINE = replace(ANNOUNCEMENT, size=3, chunk_size=0, inline_payload=b"abc")
 MESSAGE = wire.Message(
     message_id=(1 << 64) - 1,
@@ -58,6 +59,7 @@ VALUES: list[Packable] = [
     replace(ANNOUNCEMENT, size=100, chunk_size=100),
     replace(ANNOUNCEMENT, attempt=2),
     replace(ANNOUNCEMENT, route=ROUTE),
+    SHARED,
     replace(ANNOUNCEMENT, route=wire.Route(1, 1)),
     wire.BufferFailed(2, wire.FailureCode.NOT_RELAYED, route=7),
     wire.BufferAccept(1),
@@ -122,6 +124,12 @@ def test_value_survives_packing_and_parsing(value: Any) -> None:
         (INLINE, {"size": 4}),
         (INLINE, {"chunk_size": 1}),
         (INLINE, {"route": ROUTE}),
+        (SHARED, {"digest": bytes(16)}),
+        (SHARED, {"chunk_size": 1148}),
+        (SHARED, {"size": 0}),
+        (SHARED, {"inline_payload": b""}),
+        (SHARED, {"route": ROUTE}),
+        (ANNOUNCEMENT, {"digest": b""}),
         (ROUTE, {"payload_id": 0}),
         (ROUTE, {"payload_id": 1 << 64}),
         (ROUTE, {"number": 0}),
