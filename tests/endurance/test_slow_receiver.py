@@ -50,15 +50,20 @@ def two_processes(instance_timeout: float) -> Iterator[list[subprocess.Popen[str
         )
         for index in range(2)
     ]
-    watchdog = threading.Timer(WAIT, lambda: [process.kill() for process in processes])
+    watchdog = threading.Timer(WAIT, kill_all, [processes])
     watchdog.start()
     try:
         yield processes
     finally:
         watchdog.cancel()
+        kill_all(processes)
         for process in processes:
-            process.kill()  # also ends one that is stopped
             process.communicate()
+
+
+def kill_all(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()  # also ends one that is stopped
 
 
 def read(process: subprocess.Popen[str]) -> dict[str, Any]:
