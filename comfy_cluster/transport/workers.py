@@ -5,12 +5,14 @@ Used inside `transport/`. A job runs once, in the order of their coming, or neve
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 
-THREAD_COUNT = 2  # one for each direction: more only compete with the engine for memory bandwidth
+# One for each direction at least; more than four only compete for memory bandwidth.
+THREAD_COUNT = min(4, max(2, os.cpu_count() or 2))
 STOP_TIMEOUT = 0.3  # seconds; a job under way is not interrupted, its thread is a daemon
 
 Job = Callable[[], object]

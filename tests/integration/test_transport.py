@@ -146,7 +146,11 @@ def test_damaged_payload_is_sent_again_and_then_fails(
 ) -> None:
     payload = payload_of(rng, 200_000)
     with Instances(2, shared_memory=SharedMemory.OFF) as (first, second):
-        monkeypatch.setattr(EncodedPayload, "digest", lambda _: b"not the digest !")
+        parts = first.transport._parts
+        assert parts is not None
+        monkeypatch.setattr(
+            parts.digests, "digest", lambda _, on_digest: on_digest(b"not the digest !")
+        )
         sent, received = send(first, second, payload)
         with pytest.raises(CorruptPayload):
             received.result(WAIT)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from comfy_cluster.codec.payload import EncodedPayload, digest_of
-from comfy_cluster.transport import workers
+from comfy_cluster.codec.payload import DIGEST_BLOCK, EncodedPayload, digest_of
+from comfy_cluster.transport import digests, workers
 from comfy_cluster.transport.digests import SMALL_PAYLOAD, DigestPool
 from comfy_cluster.transport.workers import WorkerPool
 
@@ -37,7 +37,9 @@ def payload_of(size: int, fill: int = 7) -> EncodedPayload:
     return EncodedPayload(b"prefix", memoryview(bytes([fill]) * (size - 6)), "raw")
 
 
-@pytest.mark.parametrize("size", [6, SMALL_PAYLOAD, SMALL_PAYLOAD + 1, LARGE])
+@pytest.mark.parametrize(
+    "size", [6, SMALL_PAYLOAD, SMALL_PAYLOAD + 1, LARGE, DIGEST_BLOCK, 5 * DIGEST_BLOCK + 3]
+)
 def test_digest_is_the_payloads(made: Fixture, size: int) -> None:
     payload = payload_of(size)
     answer: queue.Queue[bytes] = queue.Queue()
@@ -57,12 +59,12 @@ def test_payload_for_several_peers_is_read_once(
     reads: list[int] = []
     may_read = threading.Event()
 
-    def slow_digest(payload: EncodedPayload) -> bytes:
-        reads.append(payload.size)
+    def slow_digest(block: list[memoryview]) -> bytes:
+        reads.append(sum(map(len, block)))
         assert may_read.wait(WAIT)
         return b"digest"
 
-    monkeypatch.setattr(EncodedPayload, "digest", slow_digest)
+    monkeypatch.setattr(digests, "digest_of_block", slow_digest)
     answer: queue.Queue[bytes] = queue.Queue()
     payload = payload_of(LARGE)
     for _ in range(3):
@@ -72,7 +74,7 @@ def test_payload_for_several_peers_is_read_once(
     assert reads == [LARGE]
 
 
-@pytest.mark.parametrize("size", [0, 100, LARGE])
+@pytest.mark.parametrize("size", [0, 100, LARGE, 3 * DIGEST_BLOCK + 1])
 @pytest.mark.parametrize("is_right", [True, False])
 def test_verify(made: Fixture, size: int, is_right: bool) -> None:
     data = memoryview(bytearray(size))
