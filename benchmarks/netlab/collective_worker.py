@@ -15,8 +15,8 @@ import os
 import queue
 import threading
 import time
-from typing import Any
 
+from benchmarks.netlab.ours import cpu_seconds
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery import StaticDiscovery
@@ -123,13 +123,17 @@ def main() -> None:
     worker = Worker(options.index, addresses, megabytes=options.megabytes)
     try:
         worker.wait_until_connected()
-        seconds: dict[str, Any] = {way: [] for way in options.ways}
+        seconds: dict[str, list[float]] = {way: [] for way in options.ways}
+        cpu = dict.fromkeys(options.ways, 0.0)
         for number in range(-1, options.rounds):  # the first round of each only finds the rate
             for way in options.ways:
+                cpu_before = cpu_seconds()
                 taken = worker.run(way, number + 1)
                 seconds[way] += [taken] if number >= 0 else []
+                cpu[way] += cpu_seconds() - cpu_before if number >= 0 else 0.0
         worker.meet()  # who leaves earlier ends what it sends on
-        print(json.dumps({"seconds": seconds, "stats": worker.transport.stats()}), flush=True)
+        stats = worker.transport.stats()
+        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "stats": stats}), flush=True)
     finally:
         worker.close()
 

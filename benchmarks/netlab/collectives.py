@@ -4,7 +4,9 @@
 
 Rows: a payload to one peer; to all peers, to each directly and along a chain; every instance's to
 all others, around the ring and directly. The goal is that a broadcast along the chain takes at most
-1.5 times as long as one transfer. `of ideal` is the time that the bytes need on the fullest link.
+1.5 times as long as one transfer. `of ideal` is the time that the bytes need on the fullest link;
+`CPU s` is what the processes of a round took together, without what the lab itself costs: where
+that is near the seconds times the machine's cores, the machine is measured and not the links.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ def _row(
         "way": way,
         "seconds": statistics.median(rounds),
         "rounds": rounds,
+        "cpu_seconds": sum(each["cpu_seconds"][way] for each in found) / len(rounds),
         "ideal": None if bits is None else payloads * size * 8 / bits,
         "routes_broken": sum(each["stats"]["routes_broken"] for each in found),
     }
@@ -69,6 +72,7 @@ def main() -> None:
     parser.add_argument("--mtu", type=int, default=1500)
     parser.add_argument("--loss", type=float, default=0.0)
     parser.add_argument("--rtt-ms", type=float, default=0.0)
+    parser.add_argument("--made-by", default="auto", help="as of `python -m benchmarks.netlab`")
     parser.add_argument("--instances", type=int, default=8)
     parser.add_argument("--megabytes", type=float, default=25.0, help="of one payload")
     parser.add_argument("--rounds", type=int, default=7)
@@ -79,9 +83,11 @@ def main() -> None:
     if reason is not None:
         print(reason, file=sys.stderr)
         sys.exit(EXIT_UNAVAILABLE)
-    profile = LinkProfile(
-        mtu=options.mtu, rate=options.rate, loss=options.loss, rtt_ms=options.rtt_ms
-    )
+    names = ("mtu", "rate", "loss", "rtt_ms", "made_by")
+    try:
+        profile = LinkProfile(**{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        sys.exit(str(error))
     rows = measure(
         profile,
         instances=options.instances,
@@ -94,13 +100,13 @@ def main() -> None:
 
 def _text(rows: list[dict[str, Any]]) -> str:
     alone = next((row["seconds"] for row in rows if row["way"] == ONE), None)
-    lines = [f"{'way':18} {'seconds':>8} {'to one':>7} {'of ideal':>9} {'broken routes':>14}"]
+    lines = [f"{'way':18} {'seconds':>8} {'to one':>7} {'of ideal':>9} {'CPU s':>7} {'broken':>7}"]
     for row in rows:
         to_one = "-" if alone is None else f"{row['seconds'] / alone:.2f}x"
         of_ideal = "-" if row["ideal"] is None else f"{100 * row['ideal'] / row['seconds']:.0f} %"
         lines.append(
             f"{row['way']:18} {row['seconds']:8.3f} {to_one:>7} {of_ideal:>9}"
-            f" {row['routes_broken']:>14}"
+            f" {row['cpu_seconds']:7.3f} {row['routes_broken']:>7}"
         )
     return "\n".join(lines)
 

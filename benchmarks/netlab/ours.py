@@ -46,13 +46,13 @@ class Meter:
     """CPU and wall seconds of a span."""
 
     started_at: float = field(default_factory=time.monotonic)
-    cpu_at_start: float = field(default_factory=lambda: _cpu_seconds())
+    cpu_at_start: float = field(default_factory=lambda: cpu_seconds())
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started_at
 
     def cpu(self) -> float:
-        return _cpu_seconds() - self.cpu_at_start
+        return cpu_seconds() - self.cpu_at_start
 
 
 def main() -> None:
@@ -149,7 +149,7 @@ def _key(number: int) -> TransferKey:
     return TransferKey("netlab", "link", list_index=number, source=SENDER)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system
 
