@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.config import SharedMemory
 from comfy_cluster.runtime import build_cluster
 from comfy_cluster.transport.handle import Handle
 from tests.integration.clusters import READY_TIMEOUT, configs
@@ -79,7 +80,9 @@ def is_inside(function: str) -> bool:
 
 def main(function: str) -> None:
     """Ends as a script ends: without closing anything."""
-    clusters = [build_cluster(each) for each in configs(2)]
+    # With shared memory tensors are not encoded at all.
+    settings = configs(2, shared_memory=SharedMemory.OFF)
+    clusters = [build_cluster(each) for each in settings]
     for cluster in clusters:
         cluster.start()
     for cluster in clusters:
