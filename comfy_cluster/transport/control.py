@@ -52,6 +52,8 @@ class SharedMemoryInput(Protocol):
 
     def handle_ready(self, now: float) -> None: ...
 
+    def handle_timers(self, now: float) -> None: ...
+
     def watch(self) -> None: ...
 
 
@@ -78,6 +80,10 @@ class ControlThread(Generic[EventT]):
         self._commands: deque[Command] = deque()
         self._wakeup = WakeUp()
         self._is_stopping = False
+        # What the last wait said. Each look at a socket lets go of the GIL, and where other Python
+        # code is busy it takes 5 ms to have it again: nothing is looked at without a reason.
+        self._has_wakeup = True
+        self._has_shared_input = True
         self._thread = threading.Thread(target=self._run, name="comfy-cluster-control", daemon=True)
 
     @property
@@ -115,7 +121,7 @@ class ControlThread(Generic[EventT]):
                     selector.register(self._shared_memory, selectors.EVENT_READ)
                 while not self._is_stopping:
                     self._turn()
-                    selector.select(self._time_left())
+                    self._wait(selector, self._time_left())
                 self._settle(selector)
             self._core.close(time.monotonic())
             self._pass_events_on()
@@ -128,16 +134,24 @@ class ControlThread(Generic[EventT]):
         self._turn()
         while self._core.has_unanswered and (left := deadline - time.monotonic()) > 0:
             due = self._time_left()
-            selector.select(left if due is None else min(left, due))
+            self._wait(selector, left if due is None else min(left, due))
             self._turn()
 
+    def _wait(self, selector: selectors.BaseSelector, timeout: float | None) -> None:
+        ready = [key.fileobj for key, _ in selector.select(timeout)]
+        self._has_wakeup = self._wakeup in ready
+        self._has_shared_input = self._shared_memory in ready
+
     def _turn(self) -> None:
-        self._wakeup.clear()
+        if self._has_wakeup:
+            self._wakeup.clear()
         self._engine_threads.clear_event_fd()
         for _ in range(len(self._commands)):
             self._commands.popleft()(time.monotonic())
         if self._shared_memory is not None:
-            self._shared_memory.handle_ready(time.monotonic())
+            if self._has_shared_input:
+                self._shared_memory.handle_ready(time.monotonic())
+            self._shared_memory.handle_timers(time.monotonic())
         self._core.handle_engine_events(time.monotonic())
         self._core.handle_timers(time.monotonic())
         self._pass_events_on()

@@ -84,12 +84,15 @@ class SharedMemoryCarrier:
         return min((each for each in times if each is not None), default=None)
 
     def handle_ready(self, now: float) -> None:
-        """Acts on what came over all sockets, and on timers that are due."""
+        """Acts on what came over all sockets."""
         has_callers, ready = self._poller.ready()
         if has_callers:
             self._rendezvous.accept(now)
         for link in ready:
             self._handle(link, now)
+
+    def handle_timers(self, now: float) -> None:
+        """Acts on timers that are due, and on links that are lost; after `handle_ready`."""
         self._rendezvous.handle_timers(now)
         self._sender.pool.trim(now)
         while self._broken:

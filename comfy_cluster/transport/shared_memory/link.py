@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from comfy_cluster.errors import RemoteProtocolError
-from comfy_cluster.transport.shared_memory import forks, records
+from comfy_cluster.transport.shared_memory import forks, records, system_calls
 from comfy_cluster.transport.shared_memory.records import Record
 
 # Records that wait for a peer that does not read: its control thread may stand still for seconds.
@@ -102,6 +102,8 @@ class Link:
         try:
             while len(received) < limit and (each := self._receive_one()) is not None:
                 received.append(each)
+                if not system_calls.has_input(self._sock.fileno()):
+                    break  # an end, if that is what comes next, is told by the next look
         except LinkLost as error:
             return received, error
         return received, None
@@ -157,8 +159,7 @@ def _parse(data: bytes, fd_count: int) -> Record:
 
 def close_fd(fd: int | None) -> None:
     if fd is not None:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+        system_calls.close(fd)
 
 
 def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -1,12 +1,15 @@
 """System calls on segments: creating, sealing, checking and mapping them. Linux only.
 
 Mappings are made with ctypes, because Python's `mmap` keeps a duplicate of the descriptor for each:
-thousands of tensors would use up what a process may have open. ctypes lets go of the GIL.
+thousands of tensors would use up what a process may have open. What takes its time lets go of the
+GIL; what takes a microsecond does not, because getting it back takes 5 ms where other Python code
+is busy, and a payload needs six of these calls.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -26,7 +29,17 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 
 @cache
 def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
+    """For calls that take their time."""
+    return _declared(ctypes.CDLL(None, use_errno=True))
+
+
+@cache
+def _quick_libc() -> Any:
+    """For calls that keep the GIL."""
+    return _declared(ctypes.PyDLL(None, use_errno=True))
+
+
+def _declared(libc: Any) -> Any:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [
         ctypes.c_void_p,
@@ -37,6 +50,10 @@ def _libc() -> Any:
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.fcntl.argtypes = [ctypes.c_int, ctypes.c_int]
+    libc.lseek.argtypes = [ctypes.c_int, ctypes.c_long, ctypes.c_int]
+    libc.lseek.restype = ctypes.c_long
+    libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
     return libc
 
 
@@ -58,22 +75,22 @@ def seal(fd: int) -> None:
 
 def check_segment(fd: int, capacity: int) -> None:
     """ValueError: mapping `capacity` bytes of what a peer sent could end this process."""
-    try:
-        seals = fcntl.fcntl(fd, F_GET_SEALS)
-    except OSError as error:
-        raise ValueError(f"the descriptor is no segment: {error.strerror}") from None
+    seals = _quick_libc().fcntl(fd, F_GET_SEALS)
+    if seals < 0:
+        code = ctypes.get_errno()
+        raise ValueError(f"the descriptor is no segment: {os.strerror(code)}")
     if seals & SEALS != SEALS:
         raise ValueError(f"the segment has seals {seals:#x}, expected {SEALS:#x}")
     if _file_system_of(fd) != TMPFS_MAGIC:
         raise ValueError("the segment is of another file system than tmpfs")
-    size = os.fstat(fd).st_size
+    size = _quick_libc().lseek(fd, 0, os.SEEK_END)
     if not 0 < capacity <= size:
         raise ValueError(f"the segment has {size} bytes, {capacity} were announced")
 
 
 def _file_system_of(fd: int) -> int:
     found = (ctypes.c_long * 64)()  # struct statfs is smaller; its first field is the type
-    if _libc().fstatfs(fd, ctypes.byref(found)):
+    if _quick_libc().fstatfs(fd, ctypes.byref(found)):
         raise ValueError(f"fstatfs: {os.strerror(ctypes.get_errno())}")
     return int(found[0])
 
@@ -82,9 +99,9 @@ def map_writable(fd: int, capacity: int) -> int:
     """The address of a mapping that writes into the segment. OSError."""
     address = _map(fd, capacity, mmap.MAP_SHARED)
     # A fork has no use for it, and would copy its page tables.
-    _libc().madvise(address, capacity, MADV_DONTFORK)
+    _quick_libc().madvise(address, capacity, MADV_DONTFORK)
     # Has an effect where the system's administrator allows it for shared memory.
-    _libc().madvise(address, capacity, MADV_HUGEPAGE)
+    _quick_libc().madvise(address, capacity, MADV_HUGEPAGE)
     return address
 
 
@@ -95,7 +112,7 @@ def map_private(fd: int, capacity: int) -> int:
 
 def _map(fd: int, capacity: int, flags: int) -> int:
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    address = _libc().mmap(None, capacity, protection, flags, fd, 0)
+    address = _quick_libc().mmap(None, capacity, protection, flags, fd, 0)
     if address is None or address == MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"mmap of {capacity} bytes: {os.strerror(code)}")
@@ -114,8 +131,19 @@ def populate(address: int, size: int) -> None:
     start = address // mmap.PAGESIZE * mmap.PAGESIZE
     if _libc().madvise(start, address + size - start, MADV_POPULATE_WRITE):
         code = ctypes.get_errno()
-        if code != _EINVAL:  # an older kernel: the pages come with the first write
+        if code != errno.EINVAL:  # an older kernel: the pages come with the first write
             raise MemoryError(f"{size} bytes of shared memory: {os.strerror(code)}")
 
 
-_EINVAL = 22
+def has_input(fd: int) -> bool:
+    """Whether a record waits to be read; not whether the other end is gone."""
+    size = ctypes.c_int(0)
+    return _quick_libc().ioctl(fd, _FIONREAD, ctypes.byref(size)) == 0 and size.value > 0
+
+
+def close(fd: int) -> None:
+    """Of a descriptor whose closing frees nothing large."""
+    _quick_libc().close(fd)
+
+
+_FIONREAD = 0x541B

@@ -55,7 +55,9 @@ def test_an_end_is_told_after_what_came_before_it(pair: tuple[Link, socket.socke
     theirs.send(records.pack(Dropped(1)))
     theirs.close()
     received, lost = link.receive()
-    assert [record for record, _ in received] == [Dropped(1)]
+    assert ([record for record, _ in received], lost) == ([Dropped(1)], None)
+    received, lost = link.receive()
+    assert received == []
     assert isinstance(lost, LinkLost) and not isinstance(lost, RuleBroken)
     with pytest.raises(LinkLost):
         link.send(FILLED)
