@@ -19,7 +19,10 @@ import ctypes
 import mmap
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
+
+import numpy as np
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector registers; prefixes are multiples of it
 # Bytes from which pages of their own, that are kept, pay off. Below, malloc reuses memory that was
@@ -36,8 +39,10 @@ class MemoryPool:
         self._keep_limit = keep_limit
         self._kept: list[mmap.mmap] = []
         self._kept_size = 0
-        # A garbage collection may give back in the midst of an allocation, on the same thread.
-        self._lock = threading.RLock()
+        # Memory goes from any thread, in the midst of anything, a garbage collection in this pool's
+        # own code included: it is put here, and whoever can have the lock looks after it.
+        self._returned: deque[mmap.mmap] = deque()
+        self._lock = threading.Lock()
 
     @property
     def kept_size(self) -> int:
@@ -57,28 +62,44 @@ class MemoryPool:
         except (OSError, OverflowError) as error:
             raise MemoryError(f"{size} bytes for a payload: {error}") from error
         weakref.finalize(lent, self._give_back, block).atexit = False
-        return memoryview(lent).cast("B")[:size]
+        # By way of an array, which the garbage collector does not look into: it calls finalisers of
+        # what it finds in a cycle before the rest of the cycle has had its last look at it.
+        return np.frombuffer(memoryview(lent).cast("B"), np.uint8).data[:size]
 
     def _take(self, size: int) -> mmap.mmap | None:
         with self._lock:
             fitting = [block for block in self._kept if size <= len(block) <= LARGEST_WASTE * size]
-            if not fitting:
-                return None
-            block = min(fitting, key=len)
-            self._kept.remove(block)
-            self._kept_size -= len(block)
-            return block
+            block = min(fitting, key=len, default=None)
+            if block is not None:
+                self._kept.remove(block)
+                self._kept_size -= len(block)
+        self._keep_returned()
+        return block
 
     def _give_back(self, block: mmap.mmap) -> None:
-        """The last view of a block has gone; what is over the limit goes with it."""
+        """The last view of a block has gone."""
         if hasattr(mmap, "MADV_FREE"):  # the kernel may have the pages while nobody needs them
             with contextlib.suppress(OSError):
                 block.madvise(mmap.MADV_FREE)
-        with self._lock:
+        self._returned.append(block)
+        self._keep_returned()
+
+    def _keep_returned(self) -> None:
+        """Never waits: whoever has the lock looks again after giving it back."""
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                self._keep(self._returned)
+            finally:
+                self._lock.release()
+
+    def _keep(self, returned: deque[mmap.mmap]) -> None:
+        """Under the lock; what is over the limit goes."""
+        while returned:
+            block = returned.popleft()
             self._kept.append(block)
             self._kept_size += len(block)
-            while self._kept_size > self._keep_limit:
-                self._kept_size -= len(self._kept.pop(0))
+        while self._kept_size > self._keep_limit:
+            self._kept_size -= len(self._kept.pop(0))
 
 
 def allocate(size: int) -> memoryview:

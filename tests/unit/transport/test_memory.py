@@ -110,6 +110,47 @@ def test_memory_in_use_is_lent_to_nobody_else() -> None:
     assert int(kept.max()) == 3
 
 
+class Keeper:
+    """Part of a cycle; brings what it holds back to life when the cycle is collected."""
+
+    saved: list[memoryview]
+
+    def __init__(self, memory: memoryview, saved: list[memoryview]) -> None:
+        self.memory = memory
+        self.saved = saved
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.saved.append(self.memory)
+
+
+def test_memory_in_a_cycle_is_lent_to_nobody_else_before_its_last_view_goes() -> None:
+    pool = MemoryPool(64 << 20)
+    saved: list[memoryview] = []
+    memory = pool.allocate(2 << 20)
+    memory[:4] = b"mine"
+    Keeper(memory, saved)
+    del memory
+    gc.collect()
+    other = pool.allocate(2 << 20)
+    other[:4] = b"else"
+    assert (bytes(saved[0][:4]), pool.kept_size) == (b"mine", 0)
+    saved.clear()
+    gc.collect()
+    assert pool.kept_size == 2 << 20
+
+
+def test_memory_that_goes_while_the_pool_is_at_work_is_kept_afterwards() -> None:
+    pool = MemoryPool(4 << 20)
+    kept, going = pool.allocate(2 << 20), [pool.allocate(4 << 20)]
+    del kept
+    with pool._lock:  # as if a garbage collection came in the midst of `allocate`
+        going.clear()
+        assert pool.kept_size == 2 << 20
+    again = pool.allocate(1 << 20)  # had the first one before the second came
+    assert (len(again), pool.kept_size) == (1 << 20, 4 << 20)
+
+
 def test_a_kept_block_must_not_be_far_too_large() -> None:
     pool = MemoryPool(64 << 20)
     pool.allocate(32 << 20)
