@@ -1,7 +1,6 @@
 """Buffers that peers announce to this instance: from the announcement to the release of memory.
 
 How it works: an announced buffer is queued until the budget has memory for it. Then the engine is
-How it works: an announced buffer is queued until the budget has memory for it. Then the engine is
 given the memory, and the sender is told to send; a shared payload brings its memory along. The
 layer above is handed the complete buffer, verifies its digest, and confirms or rejects it; a
 confirmed one holds its share of the budget until it is released. An arrived buffer that nobody

@@ -201,7 +201,11 @@ class OutgoingBuffers:
             return
         buffer.chunk_size = 0 if buffer.is_shared else chunk_size_for(self._packet_size_to(peer))
         buffer.state = OutgoingState.ANNOUNCED
-        packet = self._inline_announcement(buffer) or self._announcement(buffer, None)
+        packet = self._inline_announcement(buffer)
+        if packet is None:
+            packet = self._announcement(buffer, None)
+        else:  # it is there with the message, whatever packets the path carries then
+            buffer.chunk_size = 0
         message = self._courier.new_message(buffer.peer, buffer.message_type, packet)
         buffer.announcement_id = message.message_id
         self._announcements[message.message_id] = buffer
@@ -333,8 +337,14 @@ class OutgoingBuffers:
         buffer.state = OutgoingState.SENDING
         if buffer.is_shared:
             self._shared_memory.send(buffer.buffer_id)
-        else:
+            return
+        try:
             buffer.payload.open(self._engine, buffer.peer, buffer.buffer_id, buffer.chunk_size)
+        except ValueError:
+            packet_size = int(self._engine.peer_stats(buffer.peer)["packet_size"])
+            if buffer.chunk_size <= chunk_size_for(packet_size):
+                raise
+            # The path carries smaller packets since a moment ago: `on_packet_size` is told next.
 
     # Ends
 

@@ -14,6 +14,7 @@ from comfy_cluster.fastpath import (
     EVENT_INCOMING_COMPLETE,
     EVENT_MESSAGE,
     MESSAGE_PAYLOAD_LIMIT,
+    chunk_size_for,
 )
 from comfy_cluster.protocol import ProtocolSettings
 from comfy_cluster.wire import Message, MessageType, TransferKey
@@ -113,6 +114,8 @@ class FakeEngine:
     ) -> None:
         assert buffer_id not in self.outgoing
         flow = self.peers[peer]
+        if chunk_size > chunk_size_for(flow.packet_size):
+            raise ValueError(f"chunk_size must be 1 to {chunk_size_for(flow.packet_size)}")
         self.outgoing[buffer_id] = (peer, prefix + memoryview(body).cast("B"))
         packet = Sent(self.index, flow.address, flow.remote_session, buffer_id=buffer_id)
         self.sent.append(packet)
@@ -148,7 +151,8 @@ class FakeEngine:
         return events
 
     def peer_stats(self, peer: int) -> dict[str, float | int]:
-        return {"last_received_at": self.peers[peer].last_received_at}
+        flow = self.peers[peer]
+        return {"last_received_at": flow.last_received_at, "packet_size": flow.packet_size}
 
     def receive(self, packet: Sent, content: bytes | None, now: float) -> bool:
         """Take what arrived. True: it was a buffer, and it is complete now."""

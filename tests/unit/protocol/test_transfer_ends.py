@@ -10,6 +10,7 @@ from comfy_cluster.errors import (
     TransferCancelled,
     TransferTimeout,
 )
+from comfy_cluster.fastpath import EVENT_PACKET_SIZE
 from comfy_cluster.protocol import (
     BufferArrived,
     BufferFailed,
@@ -264,3 +265,29 @@ def test_thousands_of_transfers_leave_nothing_behind(world: World) -> None:
     world.run_for(1.0)
     assert world.is_idle(0) and world.is_idle(1)
     assert len(world.endpoints[0]._timers) <= 2
+
+
+@pytest.mark.parametrize("size", [100, 50_000])
+def test_a_path_may_shrink_before_the_sender_is_told(world: World, size: int) -> None:
+    """The engine's loops find out by themselves; its event comes after the receiver's answer."""
+    engine = world.engines[0]
+
+    def set_size(packet_size: int) -> None:
+        engine.peers[1].packet_size = packet_size
+
+    set_size(9_000)
+    engine.events.append((EVENT_PACKET_SIZE, 1, 9_000))
+    world.run_for(0.01)
+    content = bytes(size)
+    transfer = world.send(0, 1, "node", content)
+    world.claim(1, "node")
+    set_size(1_200)
+    world.run_for(0.1)
+    engine.events.append((EVENT_PACKET_SIZE, 1, 1_200))
+    world.run_for(0.1)
+    (arrived,) = world.seen(1, BufferArrived)
+    assert bytes(arrived.memory)[: arrived.size] == content
+    world.confirm_all()
+    assert world.seen(0, BufferSent) == [BufferSent(transfer)]
+    world.release_all()
+    assert world.is_idle(0) and world.is_idle(1)
