@@ -259,6 +259,26 @@ def test_without_pages_for_a_segment_udp_brings_it(
     assert (stat(pair[0], "buffers_given_up"), stat(pair[0], "segments")) == (1, 0)
 
 
+def test_pages_that_no_payload_had_before_are_asked_for_when_a_segment_is_used_again(
+    pair: Pair, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    populate = system_calls.populate
+
+    def note(address: int, size: int) -> None:
+        asked.append(size)
+        populate(address, size)
+
+    monkeypatch.setattr(system_calls, "populate", note)
+    sizes = [(2 << 20) - 100_000, (2 << 20) - 10_000, (2 << 20) - 50_000]
+    for number, size in enumerate(sizes):
+        payload = payload_of(rng, size)
+        assert pass_on(*pair, payload, number).data == bytes_of(payload)
+        wait_until(lambda: released(pair[0]) == 1, "the release")
+    assert stat(pair[0], "segments_made") == 1
+    assert len(asked) == 2 and asked[1] > sizes[1] - sizes[0] - 1
+
+
 @pytest.mark.parametrize("what", ["unsealed", "too small", "of another kind"])
 def test_a_segment_that_is_not_safe_is_refused_and_udp_brings_it(
     pair: Pair, rng: random.Random, monkeypatch: pytest.MonkeyPatch, what: str

@@ -129,23 +129,22 @@ class SharedSender:
             logger.warning("! no shared memory for %d bytes: %s", group.size, error.strerror)
             group.has_failed = True
             return
-        is_fresh, segment.is_fresh = segment.is_fresh, False
+        touched = segment.touched_size
+        segment.touched_size = max(touched, group.size)
         group.segment = segment
         if group.size <= LARGEST_OWN_COPY:
             group.parts_left = 1
-            failure = _copied_part(group, segment, 0, group.size, is_fresh=is_fresh)
+            failure = _copied_part(group, segment, 0, group.size, touched)
             self._on_copied(group, failure, now)
             return
         ranges = _halves(group.size)
         group.parts_left = len(ranges)
         for start, end in ranges:
-            self._workers.run(partial(self._copy, group, segment, start, end, is_fresh=is_fresh))
+            self._workers.run(partial(self._copy, group, segment, start, end, touched))
 
-    def _copy(
-        self, group: _Group, segment: Segment, start: int, end: int, *, is_fresh: bool
-    ) -> None:
+    def _copy(self, group: _Group, segment: Segment, start: int, end: int, touched: int) -> None:
         """On a worker thread."""
-        error = _copied_part(group, segment, start, end, is_fresh=is_fresh)
+        error = _copied_part(group, segment, start, end, touched)
         self._post(lambda now: self._on_copied(group, error, now))
 
     def _on_copied(self, group: _Group, error: MemoryError | None, now: float) -> None:
@@ -228,12 +227,13 @@ def _halves(size: int) -> list[tuple[int, int]]:
 
 
 def _copied_part(
-    group: _Group, segment: Segment, start: int, end: int, *, is_fresh: bool
+    group: _Group, segment: Segment, start: int, end: int, touched: int
 ) -> MemoryError | None:
     """Copies a part of the payload; None, or why it could not."""
+    missing = max(start, touched)
     try:
-        if is_fresh:
-            system_calls.populate(segment.address + start, end - start)
+        if missing < end:
+            system_calls.populate(segment.address + missing, end - missing)
     except MemoryError as error:
         return error
     _copy_range(segment.view(), (group.prefix, group.body), start, end)

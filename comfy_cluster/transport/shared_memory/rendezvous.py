@@ -184,7 +184,11 @@ class Rendezvous:
             setattr(self._stats, counter, getattr(self._stats, counter) + 1)
 
     def _try_call(self, call: _Call, now: float) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:  # no descriptor to be had
+            self._give_up(call, str(error))
+            return
         link = Link(sock)
         tags = Tags.for_connector(call.proof, own_boot_id=self._boot_id)
         try:

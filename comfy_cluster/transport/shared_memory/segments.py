@@ -39,8 +39,8 @@ class Segment:
     capacity: int
     descriptor: Descriptor
     address: int
-    is_fresh: bool = True
-    """Its pages were never touched."""
+    touched_size: int = 0
+    """Bytes from the start on whose pages are there: a payload before was as large."""
     is_in_use: bool = True
     """A payload is in it that may still have to be sent."""
     is_tainted: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -328,3 +329,14 @@ def test_a_lost_connection_takes_its_call_along(leader: Side, follower: Side) ->
     leader.connect(follower)
     turns(leader, follower)
     assert leader.links == {}
+
+
+def test_without_a_descriptor_the_peer_is_reached_over_udp_only(
+    leader: Side, follower: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    follower.connect(leader)
+    assert (follower.links, follower.rendezvous.next_timer()) == ({}, None)
