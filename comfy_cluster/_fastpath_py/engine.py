@@ -352,9 +352,9 @@ class PacketEngine:
         if completed is None:
             self._counters["bad_sack"] += 1
             return False
-        self._note_packet_size(flow, packet_size)
         for buffer in completed:
             self._events.append((EVENT_OUTGOING_ACKED, flow.index, buffer.buffer_id))
+        self._note_packet_size(flow, packet_size)
         flow.on_counter_accepted(counter, now)
         return True
 
