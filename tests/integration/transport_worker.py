@@ -100,8 +100,10 @@ def usage(worker: Worker) -> dict[str, int]:
         segments = worker.transport.stats().get("shared_memory_segments", 0)
         descriptors.append(process.num_fds() - segments)
         time.sleep(0.01)
+    # The worker threads, a fixed number, start with the first large payload.
+    workers = sum("worker" in thread.name for thread in threading.enumerate())
     return {
-        "threads": process.num_threads(),
+        "threads": process.num_threads() - workers,
         "descriptors": min(descriptors),
         "rss": process.memory_info().rss,
     }
