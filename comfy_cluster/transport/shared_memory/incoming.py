@@ -111,8 +111,11 @@ class SharedReceiver:
         self._events.append(SharedArrived(record.buffer_id, memory))
 
     def _mapping_of(self, peer: int, record: Filled, fd: int | None) -> Mapping | None:
-        kept = self._kept.pop((self._link_numbers[peer], record.segment_id), None)
-        if kept is not None and fd is None and kept.capacity == record.capacity >= record.size:
+        origin = (self._link_numbers[peer], record.segment_id)
+        # With a descriptor the sender did not know yet that a mapping is kept; it will come back
+        # to that one.
+        kept = self._kept.pop(origin, None) if fd is None else None
+        if kept is not None and kept.capacity == record.capacity >= record.size:
             self._stats.mappings_reused += 1
             return kept
         if kept is not None:
