@@ -30,6 +30,8 @@ class IncomingBuffer:
     memory: Buffer | None = None
     is_orphan: bool = False
     """Its source is lost: what arrived damaged does not come again."""
+    is_returning: bool = False
+    """It had its memory before, and is sent again because it did not arrive whole."""
     is_to_relay: bool = False
     """Others are behind this instance on its route, and count on it."""
     is_released: bool = False

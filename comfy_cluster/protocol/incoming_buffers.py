@@ -78,6 +78,7 @@ class IncomingBuffers:
         self._on_message_buffer = on_message_buffer
         self._ended_jobs: RecentSet[str] = RecentSet()
         self._cancelled_early: RecentSet[int] = RecentSet()
+        self._returning: RecentSet[TransferKey] = RecentSet()
         self._expired: RecentSet[TransferKey] = RecentSet(LARGEST_EXPIRED)
 
     # From the peer
@@ -126,9 +127,12 @@ class IncomingBuffers:
             self._replies.refuse(peer, announcement, code, text, now)
         else:
             self._expired.discard(announcement.key)
-            if message_type is not MessageType.MESSAGE_BUFFER:
-                self._store.drop_larger_chunks(peer, announcement)
+            is_message = message_type is MessageType.MESSAGE_BUFFER
+            if not is_message and self._store.drop_larger_chunks(peer, announcement):
+                self._returning.add(announcement.key)
             buffer = self._store.add(peer, message_type, announcement, is_claimed=is_claimed)
+            buffer.is_returning = not is_message and announcement.key in self._returning
+            self._returning.discard(announcement.key)
             self._routes.add(buffer)
             self._begin(buffer, now)
 
@@ -161,6 +165,7 @@ class IncomingBuffers:
         buffer = self._store.get(buffer_id, IncomingState.RECEIVING)
         if buffer is not None and buffer.is_shared:
             self._replies.not_shared(buffer.peer, buffer.announcement, reason, now)
+            self._returning.add(buffer.key)
             self._remove(buffer, now)
             self.admit(now)
 
@@ -267,6 +272,7 @@ class IncomingBuffers:
             announced = (buffer.successor[0], buffer.message_type, buffer.successor[1])
             self._take_on(*announced, is_claimed=buffer.key in self._claims, now=now)
         elif attempt < LARGEST_ATTEMPT and not buffer.is_orphan:
+            self._returning.add(buffer.key)
             self._remove(buffer, now)
         else:
             gone = ", and its sender is gone" if buffer.is_orphan else ""

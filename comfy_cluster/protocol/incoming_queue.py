@@ -20,13 +20,14 @@ LARGEST_WAITING = 4_096  # announcements of one peer that wait; the next ones ar
 
 @dataclass(slots=True)
 class _Lane:
+    returning: dict[int, IncomingBuffer] = field(default_factory=dict)
     claimed: dict[int, IncomingBuffer] = field(default_factory=dict)
     unclaimed: dict[int, IncomingBuffer] = field(default_factory=dict)
     too_large: dict[int, IncomingBuffer] = field(default_factory=dict)
     open_count: int = 0
 
     def __len__(self) -> int:
-        return len(self.claimed) + len(self.unclaimed) + len(self.too_large)
+        return len(self.returning) + len(self.claimed) + len(self.unclaimed) + len(self.too_large)
 
 
 class IncomingQueue:
@@ -57,11 +58,17 @@ class IncomingQueue:
 
     def pop_next(self) -> IncomingBuffer | None:
         """Take the buffer that may have its memory now. `on_closed` gives its place back."""
+        buffer = self._first_of("returning")
+        if buffer is not None:  # what took its memory meanwhile may be waiting for it
+            return self._open(buffer)
         buffer = self._first_of("claimed")
         if buffer is None:
             buffer = self._first_of("unclaimed")
         if buffer is None or not self._budget.has_room(buffer.size, is_claimed=buffer.is_claimed):
             return None
+        return self._open(buffer)
+
+    def _open(self, buffer: IncomingBuffer) -> IncomingBuffer:
         self._lanes[buffer.peer].open_count += 1
         self.remove(buffer)
         return buffer
@@ -84,7 +91,7 @@ class IncomingQueue:
 
     def _part(self, lane: _Lane, buffer: IncomingBuffer) -> dict[int, IncomingBuffer]:
         if buffer.is_claimed:
-            return lane.claimed
+            return lane.returning if buffer.is_returning else lane.claimed
         if buffer.size > self._budget.unclaimed_limit:
             return lane.too_large
         return lane.unclaimed

@@ -91,13 +91,18 @@ class IncomingStore:
         self._unclaimed_counts[peer] += not is_claimed
         return buffer
 
-    def drop_larger_chunks(self, peer: int, announcement: BufferAnnouncement) -> None:
-        """Forget what the peer announces anew because its path carries no such chunks any more."""
+    def drop_larger_chunks(self, peer: int, announcement: BufferAnnouncement) -> bool:
+        """Forget what the peer announces anew because its path carries no such chunks any more.
+
+        True: that had its memory."""
+        had_memory = False
         for buffer in list(self._by_key.get(announcement.key, {}).values()):
             is_unfinished = buffer.state in (IncomingState.QUEUED, IncomingState.RECEIVING)
             has_larger_chunks = buffer.announcement.chunk_size > announcement.chunk_size > 0
             if is_unfinished and has_larger_chunks and buffer.peer == peer:
+                had_memory |= buffer.state is IncomingState.RECEIVING
                 self.remove(buffer)
+        return had_memory
 
     def take_budget(self, buffer: IncomingBuffer) -> None:
         """Take the share of the budget, before the memory."""

@@ -46,6 +46,18 @@ def test_large_claimed_buffer_is_not_overtaken() -> None:
     assert pop(queue, budget) == 1
 
 
+def test_returning_buffer_needs_no_room_once_it_is_claimed() -> None:
+    budget = IncomingBudget(1_000)
+    queue = IncomingQueue(budget)
+    budget.take(900, is_claimed=True)
+    returning = make(2, 500)
+    returning.is_returning = True
+    fill(queue, make(1, 500, claimed=True), returning)
+    assert pop(queue, budget) is None
+    queue.set_claimed(returning, True)
+    assert [pop(queue, budget), pop(queue, budget)] == [2, None]
+
+
 def test_unclaimed_buffer_above_their_share_blocks_nobody_and_goes_when_claimed() -> None:
     budget = IncomingBudget(1_000)
     queue = IncomingQueue(budget)

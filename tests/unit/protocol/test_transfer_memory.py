@@ -73,6 +73,28 @@ def test_buffer_larger_than_the_budget_is_taken_alone(world: World) -> None:
     assert set(world.arrived(1)) == {"large", "small"}
 
 
+def test_payload_that_is_sent_again_passes_what_took_its_memory_meanwhile(world: World) -> None:
+    """Whoever has that one may hold it until the first is there too."""
+    for name in ("first", "second"):
+        world.send(0, 1, name, bytes(3 * MEGABYTE // 2))
+        world.claim(1, name)
+    world.run_for(0.5)
+    (first,) = world.seen(1, BufferArrived)
+    assert world.endpoints[1].reject_buffer(first.buffer_id, "damaged", world.now)
+    world.run_for(0.5)
+    second = world.arrived(1)["second"]
+    assert world.endpoints[1].confirm_buffer(second.buffer_id, world.now)
+    world.run_for(0.5)
+    assert [event.key.node_id for event in world.seen(1, BufferArrived)] == [
+        "first",
+        "second",
+        "first",
+    ]
+    world.confirm_all()
+    world.release_all()
+    assert world.is_idle(0) and world.is_idle(1)
+
+
 def test_two_instances_with_full_budgets_do_not_wait_for_each_other(world: World) -> None:
     for source in (0, 1):
         for number in range(4):
