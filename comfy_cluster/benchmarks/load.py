@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from enum import Enum
 
+BUSY_PROCESS = """
+import os, sys, threading
+def count():
+    while True:
+        sum(range(100_000))
+threading.Thread(target=count, daemon=True).start()
+sys.stdin.read()
+os._exit(0)
+"""
 MATRIX_SIDE = 512  # 1 MB a matrix: several steps of it fill the time between two switches
 
 
@@ -15,6 +26,8 @@ class Load(Enum):
     IDLE = "idle"
     PYTHON = "a busy Python thread"
     """Takes the GIL whenever it can: the worst that a node pack can do."""
+    PYTHON_ELSEWHERE = "a busy Python process beside each"
+    """The same work for the cores, and no GIL taken: what is lost beyond this, the GIL costs."""
     TORCH = "torch on all cores"
     """As a sampler on the CPU: the GIL is free most of the time, no core is."""
 
@@ -28,6 +41,11 @@ class LoadThread:
         steps: dict[Load, Callable[[], object]] = {Load.PYTHON: _count, Load.TORCH: _multiply}
         step = steps.get(load)
         self._thread = None if step is None else threading.Thread(target=self._run, args=(step,))
+        self._process: subprocess.Popen[bytes] | None = None
+        if load is Load.PYTHON_ELSEWHERE:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", BUSY_PROCESS], stdin=subprocess.PIPE
+            )
         if self._thread is not None:
             self._thread.daemon = True
             self._thread.start()
@@ -37,6 +55,8 @@ class LoadThread:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        if self._process is not None:
+            self._process.communicate()  # it ends with its input, also when this process dies
 
     def _run(self, step: Callable[[], object]) -> None:
         while not self._stop.is_set():

@@ -26,8 +26,8 @@ from comfy_cluster.benchmarks.ways import WAYS
 
 # Seconds until all instances have read the command and sleep; by how much receivers are earlier.
 # Under a load a thread waits for the GIL some times 5 ms before it gets that far.
-START_DELAYS = {Load.IDLE: 0.005, Load.PYTHON: 0.1, Load.TORCH: 0.1}
-RECEIVER_LEADS = {Load.IDLE: 0.002, Load.PYTHON: 0.04, Load.TORCH: 0.04}
+START_DELAYS = {load: 0.005 if load is Load.IDLE else 0.1 for load in Load}
+RECEIVER_LEADS = {load: 0.002 if load is Load.IDLE else 0.04 for load in Load}
 
 Progress = Callable[[str], object]
 """Is told what is measured next; on the caller's thread."""

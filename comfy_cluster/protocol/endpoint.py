@@ -341,6 +341,11 @@ class Endpoint:
         return self._events.popleft() if self._events else None
 
     @property
+    def has_transfers(self) -> bool:
+        """Whether a payload is on its way, in or out; not one that only waits for memory."""
+        return self._outgoing.is_sending or self._incoming.is_receiving
+
+    @property
     def has_unanswered(self) -> bool:
         """Whether a connected peer still owes the ACK of a message."""
         peers = self._connections.peers.values()

@@ -81,6 +81,11 @@ class IncomingBuffers:
         self._returning: RecentSet[TransferKey] = RecentSet()
         self._expired: RecentSet[TransferKey] = RecentSet(LARGEST_EXPIRED)
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a buffer has memory and is not complete."""
+        return self._store.queue.has_open
+
     # From the peer
 
     def on_announcement(

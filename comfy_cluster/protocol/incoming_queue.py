@@ -38,6 +38,11 @@ class IncomingQueue:
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes.values())
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a buffer that was taken from here is being received."""
+        return any(lane.open_count for lane in self._lanes.values())
+
     def is_full(self, peer: int) -> bool:
         lane = self._lanes.get(peer)
         return lane is not None and len(lane) >= LARGEST_WAITING

@@ -104,6 +104,11 @@ class OutgoingBuffers:
     def __len__(self) -> int:
         return len(self._transfers)
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a receiver has accepted something that it does not have yet."""
+        return self._budget.used > 0
+
     def send(
         self,
         peer: int,

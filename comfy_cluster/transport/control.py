@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from comfy_cluster.transport.engine_threads import EngineThreads
+from comfy_cluster.transport.switch_interval import TURNS
 from comfy_cluster.transport.wakeup import WakeUp
 
 STOP_TIMEOUT = 0.8  # seconds; SETTLE_TIMEOUT and a few turns, on a machine that is busy
@@ -31,6 +32,9 @@ class Core(Protocol[EventT_co]):
 
     @property
     def has_unanswered(self) -> bool: ...
+
+    @property
+    def has_transfers(self) -> bool: ...
 
     def handle_engine_events(self, now: float) -> None: ...
 
@@ -127,6 +131,8 @@ class ControlThread(Generic[EventT]):
             self._pass_events_on()
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             self._on_failure(error)
+        finally:
+            TURNS.restore()
 
     def _settle(self, selector: selectors.BaseSelector) -> None:
         """Give what was sent last, such as the receipt of a payload, its chance to arrive."""
@@ -154,6 +160,10 @@ class ControlThread(Generic[EventT]):
             self._shared_memory.handle_timers(time.monotonic())
         self._core.handle_engine_events(time.monotonic())
         self._core.handle_timers(time.monotonic())
+        if self._core.has_transfers:
+            TURNS.shorten(time.monotonic())
+        else:
+            TURNS.restore_if_due(time.monotonic())
         self._pass_events_on()
         if self._shared_memory is not None:
             self._shared_memory.watch()
@@ -164,8 +174,8 @@ class ControlThread(Generic[EventT]):
             self._on_event(event)
 
     def _time_left(self) -> float | None:
-        due = self._core.next_timer()
+        times = [self._core.next_timer(), TURNS.restore_at]
         if self._shared_memory is not None:
-            own = self._shared_memory.next_timer()
-            due = own if due is None else due if own is None else min(due, own)
+            times.append(self._shared_memory.next_timer())
+        due = min((each for each in times if each is not None), default=None)
         return None if due is None else max(0.0, due - time.monotonic())

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from comfy_cluster.benchmarks.commands import Outcome
+from comfy_cluster.benchmarks.load import Load
 from comfy_cluster.benchmarks.measure import round_of
 from comfy_cluster.benchmarks.results import (
     Round,
@@ -107,16 +108,23 @@ def test_a_load_table_shows_what_is_left_of_the_rate() -> None:
     table = load_table(
         "busy-python",
         "a title",
-        idle=[result("ours", 0.008), result("gloo", 0.010)],
-        loaded=[result("ours", 0.010), result("gloo", 0.040)],
+        {
+            Load.IDLE: [result("ours", 0.008), result("gloo", 0.010)],
+            Load.PYTHON_ELSEWHERE: [result("ours", 0.009), result("gloo", 0.020)],
+            Load.PYTHON: [result("ours", 0.010), result("gloo", 0.040)],
+        },
         ours=["ours"],
         missing={},
     )
     assert table.lines == (
-        ("ours", "8.00", "10.00", "80 %", "-"),
-        ("gloo", "10.00", "40.00", "25 %", "4.00 x"),
+        ("ours", "8.00", "9.00", "10.00", "80 %", "90 %", "-"),
+        ("gloo", "10.00", "20.00", "40.00", "25 %", "50 %", "4.00 x"),
     )
-    assert table.values["rate_kept"] == pytest.approx({"ours": 0.8, "gloo": 0.25})
+    assert table.columns[1:6] == ("idle ms", "elsewhere ms", "loaded ms", "of idle", "of elsewhere")
+    assert table.values["rate_kept"] == {
+        "ours": pytest.approx({"idle": 0.8, "elsewhere": 0.9}),
+        "gloo": pytest.approx({"idle": 0.25, "elsewhere": 0.5}),
+    }
 
 
 def test_a_round_lasts_from_the_first_call_to_the_last_arrival() -> None:

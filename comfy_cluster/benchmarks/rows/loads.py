@@ -18,17 +18,18 @@ SIZE = 101.0  # MB
 
 
 def busy_python_row(session: Session) -> Iterator[Table]:
-    return _load_row(session, "busy-python", Load.PYTHON)
+    """Also beside busy processes of their own: what is lost there the cores cost, not the GIL."""
+    return _load_row(session, "busy-python", [Load.PYTHON_ELSEWHERE, Load.PYTHON])
 
 
 def busy_torch_row(session: Session) -> Iterator[Table]:
-    return _load_row(session, "busy-torch", Load.TORCH)
+    return _load_row(session, "busy-torch", [Load.TORCH])
 
 
-def _load_row(session: Session, row: str, load: Load) -> Iterator[Table]:
+def _load_row(session: Session, row: str, loads: Sequence[Load]) -> Iterator[Table]:
     for megabytes in session.megabytes(SIZE):
         transfer = point_to_point(megabytes)
-        title = f"{transfer.tensor_bytes / 1e6:.4g} MB with {load.value} in both processes"
+        title = f"{transfer.tensor_bytes / 1e6:.4g} MB with {loads[-1].value} in both processes"
         instances = session.instances(transfer.instance_count)
         names = [name for name in session.options.ways if WAYS[name].has_python]
         opened = open_ways(instances, names)
@@ -36,56 +37,68 @@ def _load_row(session: Session, row: str, load: Load) -> Iterator[Table]:
             instances,
             transfer,
             opened.names,
-            loads=[Load.IDLE, load],
+            loads=[Load.IDLE, *loads],
             rounds=session.options.rounds,
             on_progress=session.progress_of(title),
         )
-        yield load_table(
-            row,
-            title,
-            idle=results[Load.IDLE],
-            loaded=results[load],
-            ours=session.options.ours,
-            missing=opened.missing,
-        )
+        yield load_table(row, title, results, ours=session.options.ours, missing=opened.missing)
 
 
 def load_table(
     row: str,
     title: str,
+    results: Mapping[Load, Sequence[WayResult]],
     *,
-    idle: Sequence[WayResult],
-    loaded: Sequence[WayResult],
     ours: Sequence[str],
     missing: Mapping[str, str],
 ) -> Table:
-    """Each way with and without the load; `idle` and `loaded` are in the same order."""
-    kept = {
-        before.way: before.median_seconds / after.median_seconds
-        for before, after in zip(idle, loaded, strict=True)
+    """Each way under each load, in the order of `results`: idle first; ways in the same order.
+
+    The rate that the last load leaves is told against each of the loads before.
+    """
+    loads = list(results)
+    seconds = {
+        each.way: {load: results[load][number].median_seconds for load in loads}
+        for number, each in enumerate(results[Load.IDLE])
     }
-    compared = ratios({each.way: each.median_seconds for each in loaded}, ours)
+    kept = {
+        way: {load: of_way[load] / of_way[loads[-1]] for load in loads[:-1]}
+        for way, of_way in seconds.items()
+    }
+    compared = ratios({way: of_way[loads[-1]] for way, of_way in seconds.items()}, ours)
     lines = tuple(
         (
-            before.way,
-            f"{before.median_seconds * 1e3:.2f}",
-            f"{after.median_seconds * 1e3:.2f}",
-            f"{kept[before.way] * 100:.0f} %",
-            *(
-                f"{own[before.way]:.2f} x" if before.way in own else "-"
-                for own in compared.values()
-            ),
+            way,
+            *(f"{of_way[load] * 1e3:.2f}" for load in loads),
+            *(f"{share * 100:.0f} %" for share in kept[way].values()),
+            *(f"{own[way]:.2f} x" if way in own else "-" for own in compared.values()),
         )
-        for before, after in zip(idle, loaded, strict=True)
+        for way, of_way in seconds.items()
     )
     values = {
         "ways": [
-            {"way": before.way, "idle": before.timing(), "loaded": after.timing()}
-            for before, after in zip(idle, loaded, strict=True)
+            {"way": way, **{_COLUMNS[load]: results[load][number].timing() for load in loads}}
+            for number, way in enumerate(seconds)
         ],
-        "rate_kept": kept,
+        "rate_kept": {
+            way: {_COLUMNS[load]: share for load, share in shares.items()}
+            for way, shares in kept.items()
+        },
         "ratios": compared,
         "missing": dict(missing),
     }
-    columns = ("way", "idle ms", "loaded ms", "rate kept", *(f"{own} is" for own in compared))
-    return Table(row, title, columns, lines, values, round_notes(idle, missing))
+    columns = (
+        "way",
+        *(f"{_COLUMNS[load]} ms" for load in loads),
+        *(f"of {_COLUMNS[load]}" for load in loads[:-1]),
+        *(f"{own} is" for own in compared),
+    )
+    return Table(row, title, columns, lines, values, round_notes(results[Load.IDLE], missing))
+
+
+_COLUMNS = {
+    Load.IDLE: "idle",
+    Load.PYTHON_ELSEWHERE: "elsewhere",
+    Load.PYTHON: "loaded",
+    Load.TORCH: "loaded",
+}

@@ -15,6 +15,7 @@ from comfy_cluster import _fastpath_py
 from comfy_cluster.transport.control import ControlThread
 from comfy_cluster.transport.engine_threads import EngineThreads
 from comfy_cluster.transport.sockets import open_udp_socket
+from comfy_cluster.transport.switch_interval import SHORT_INTERVAL
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 
@@ -28,9 +29,14 @@ class FakeCore:
         self.fired_at: queue.Queue[float] = queue.Queue()
         self.events: list[str] = []
         self.engine_events = 0
+        self.is_moving = False
         self.closed_at: float | None = None
         self.turns_until_answered = 0
         self.was_answered_at_close: bool | None = None
+
+    @property
+    def has_transfers(self) -> bool:
+        return self.is_moving
 
     @property
     def has_unanswered(self) -> bool:
@@ -93,6 +99,13 @@ def run(control: ControlThread[str], fn: Callable[[float], object] = lambda now:
     return answer.get(timeout=WAIT)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_commands_run_in_order_on_the_control_thread(setup: Setup) -> None:
     done: list[int] = []
     for number in range(1000):
@@ -119,11 +132,26 @@ def test_packet_that_arrives_gives_the_core_a_turn(setup: Setup) -> None:
     before = run(setup.control, lambda _: setup.core.turns)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"noise", setup.sock.getsockname())
-    deadline = time.monotonic() + WAIT
     assert isinstance(before, int)
-    while setup.core.turns <= before + 1 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert setup.core.turns > before + 1
+    first = before
+    wait_until(lambda: setup.core.turns > first + 1)
+
+
+def test_python_threads_take_short_turns_only_while_payloads_move(setup: Setup) -> None:
+    usual = sys.getswitchinterval()
+    assert usual > SHORT_INTERVAL
+
+    def set_moving(is_moving: bool) -> None:
+        setup.core.is_moving = is_moving
+
+    run(setup.control, lambda _: set_moving(True))
+    wait_until(lambda: sys.getswitchinterval() == pytest.approx(SHORT_INTERVAL))
+    run(setup.control, lambda _: set_moving(False))
+    wait_until(lambda: sys.getswitchinterval() == pytest.approx(usual))
+    run(setup.control, lambda _: set_moving(True))
+    wait_until(lambda: sys.getswitchinterval() == pytest.approx(SHORT_INTERVAL))
+    assert setup.control.stop()
+    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 def test_timer_fires_when_it_is_due_and_not_before(setup: Setup) -> None:
