@@ -20,8 +20,9 @@ from comfy_cluster.codec.payload import (
 from comfy_cluster.transport.memory import allocate
 from comfy_cluster.transport.workers import THREAD_COUNT, WorkerPool
 
-# Bytes up to which the digest is made at once: it takes 10 us, handing it over takes longer.
-SMALL_PAYLOAD = 64 << 10
+# Bytes up to which the digest is made at once, in 0.03 to 0.1 ms: handing it over and coming back
+# takes longer (a payload of 250 KB over UDP on loopback: 2.2 ms with, 1.5 ms without).
+SMALL_PAYLOAD = 1 << 20
 
 
 class DigestPool:
