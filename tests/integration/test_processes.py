@@ -114,7 +114,9 @@ def test_rounds_of_random_sizes_leak_nothing(
         before, after = answer["before"], answer["after"]
         assert after["threads"] == before["threads"]
         assert after["descriptors"] <= before["descriptors"]
-        assert after["rss"] - before["rss"] < 24 << 20, "a round moves megabytes: some stay"
+        assert after["private_memory"] - before["private_memory"] < 24 << 20, (
+            "a round moves megabytes: some stay"
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

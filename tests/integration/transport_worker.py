@@ -26,6 +26,7 @@ from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.errors import PeerLost, TransferError
 from comfy_cluster.protocol import PeerConnected
+from comfy_cluster.transport.digests import SMALL_PAYLOAD
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.transport.transport import Transport
@@ -85,8 +86,8 @@ class Worker:
 
 def data_of(seed: int, number: int, source: int, target: int) -> bytes:
     rng = random.Random(f"{seed} {number} {source} {target}")
-    size = rng.choice([rng.randrange(2000), rng.randrange(200_000), rng.randrange(200_000)])
-    return rng.randbytes(size)
+    largest = rng.choice([2000, *[200_000] * 8, 2 * SMALL_PAYLOAD])
+    return rng.randbytes(rng.randrange(largest))
 
 
 def usage(worker: Worker) -> dict[str, int]:
@@ -102,10 +103,11 @@ def usage(worker: Worker) -> dict[str, int]:
         time.sleep(0.01)
     # The worker threads, a fixed number, start with the first large payload.
     workers = sum("worker" in thread.name for thread in threading.enumerate())
+    memory = process.memory_info()
     return {
         "threads": process.num_threads() - workers,
         "descriptors": min(descriptors),
-        "rss": process.memory_info().rss,
+        "private_memory": memory.rss - getattr(memory, "shared", 0),  # segments are kept on purpose
     }
 
 

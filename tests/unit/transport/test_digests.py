@@ -16,7 +16,7 @@ from comfy_cluster.transport.digests import SMALL_PAYLOAD, DigestPool
 from comfy_cluster.transport.workers import WorkerPool
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
-LARGE = 40 * SMALL_PAYLOAD
+LARGE = 2 * SMALL_PAYLOAD
 
 
 class Fixture:
