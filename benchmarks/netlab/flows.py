@@ -25,6 +25,7 @@ CONGESTION_CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control"
 END_TIMEOUT = 120.0  # seconds beyond the flow's own
 SENDING = "sending"  # what `ours.py` prints when it begins
 SMALL_MEGABYTES = 2.0  # of a payload that is counted by the moment it is done
+MANY_UNDER_WAY = 16  # of these: half of 1 Gbit/s through a queue of 250 ms is 17 MB in flight
 SERVER_READY = "Server listening"
 
 
@@ -75,7 +76,8 @@ def measure_beside_tcp(lab: Lab, seconds: float) -> list[Row]:
 
     Both are counted over the TCP flow's time, ours by the payloads done in it.
     """
-    ours = OurFlow(lab, ["--megabytes", str(SMALL_MEGABYTES)])
+    options = {"--megabytes": SMALL_MEGABYTES, "--under-way": MANY_UNDER_WAY}
+    ours = OurFlow(lab, [str(word) for option in options.items() for word in option])
     echo = start_echo(lab, seconds)
     begin = time.monotonic()
     tcp = _start_iperf(lab, CUBIC, seconds)(seconds + END_TIMEOUT)

@@ -36,7 +36,7 @@ KIND = MessageType.DISTRIBUTE_BUFFER_FANIN
 END = MessageType.EXECUTION_RESULT
 SENDING = "sending"
 TIMEOUT = 120.0  # seconds; for a broken build
-IN_ADVANCE = 4  # payloads that the receiver waits for at a time
+IN_ADVANCE = 32  # payloads that the receiver waits for at a time
 
 Arrivals = queue.Queue[Any]  # handles of payloads; None: the sender has ended
 
