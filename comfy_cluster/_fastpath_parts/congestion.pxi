@@ -38,6 +38,9 @@ cdef double C_LOSS_REDUCTION = 0.7
 cdef double C_CUBIC_C = 0.4
 cdef double C_FRIENDLY_GROWTH = 0.53
 cdef double C_COMPETING_PACING_GAIN = 1.25
+cdef double C_FAIR_SHARE = 0.5
+cdef double C_FAIR_GROWTH = 2.0
+cdef double C_FAIR_DIVISOR = 4.0
 
 cdef struct Congestion:
     uint32_t packet_size
@@ -73,6 +76,9 @@ cdef struct Congestion:
     double loss_window
     double loss_maximum
     double loss_at
+    double fair_window
+    double latest_rtt
+    double drain_rtt
 
 
 cdef inline double larger(double a, double b) noexcept nogil:
@@ -120,17 +126,27 @@ cdef inline bint congestion_is_drain_cycle(const Congestion* state) noexcept nog
 
 
 cdef inline bint congestion_is_draining(const Congestion* state) noexcept nogil:
+    if state.mode == MODE_DRAIN:
+        return True
     return (
         state.mode == MODE_CRUISE and congestion_cycle_gain(state) < 1.0
         and congestion_is_drain_cycle(state)
     )
 
 
+cdef inline double congestion_shared_size(const Congestion* state) noexcept nogil:
+    return state.bandwidth * (state.min_rtt + C_QUEUE_FLOOR) + larger(
+        state.surplus, state.old_surplus
+    ) + <double>C_WINDOW_ALLOWANCE_PACKETS * state.packet_size
+
+
 cdef inline int64_t congestion_window(const Congestion* state) noexcept nogil:
     cdef double window
     if state.mode == MODE_PROBE_RTT:
         return <int64_t>state.window
-    window = larger(state.window, state.loss_window)
+    window = state.window
+    if state.loss_window > 0.0:
+        window = larger(congestion_shared_size(state), state.loss_window)
     if congestion_is_draining(state):
         window = smaller(window, larger(congestion_path_size(state), congestion_minimum(state)))
     return <int64_t>window
@@ -161,6 +177,7 @@ cdef inline void congestion_set_packet_size(Congestion* state, uint32_t packet_s
 
 cdef inline void congestion_stop_competing(Congestion* state) noexcept nogil:
     state.loss_window = 0.0
+    state.fair_window = 0.0
     state.odd_cycles = 0
 
 
@@ -185,6 +202,7 @@ cdef inline void congestion_on_rtt(
     cdef bint is_lightly_loaded = (
         <double>flight_before <= C_PROBE_RTT_GAIN * congestion_path_size(state)
     )
+    state.latest_rtt = rtt
     if state.cycle_min_rtt == 0.0 or rtt < state.cycle_min_rtt:
         state.cycle_min_rtt = rtt
     if state.min_rtt == 0.0 or rtt <= state.min_rtt or (is_old and is_lightly_loaded):
@@ -245,29 +263,51 @@ cdef inline void congestion_add_rate(Congestion* state, double rate, double now)
         state.mode = MODE_DRAIN
 
 
+cdef inline void congestion_balance(Congestion* state, double now) noexcept nogil:
+    cdef double queue = state.drain_rtt - state.min_rtt
+    cdef double share
+    if queue <= 0.0:
+        return
+    share = larger((state.drain_rtt - state.cycle_min_rtt) / queue, C_FAIR_SHARE / C_FAIR_GROWTH)
+    if share < C_FAIR_SHARE:
+        state.fair_window = C_FAIR_SHARE / share * state.loss_window
+        return
+    state.fair_window = 0.0
+    state.loss_window = larger(
+        state.loss_window * larger(C_FAIR_SHARE / share, C_LOSS_REDUCTION), congestion_minimum(state)
+    )
+    state.loss_maximum = state.loss_window
+    state.loss_at = now
+
+
 cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept nogil:
     cdef bint is_empty = congestion_is_empty_queue(state, state.cycle_min_rtt)
     state.odd_cycles = state.odd_cycles + 1 if is_empty == (state.loss_window > 0.0) else 0
     if state.odd_cycles == 1:
         state.odd_window = state.window
-    if state.odd_cycles < C_COMPETING_CYCLES:
-        return
-    congestion_stop_competing(state)
-    if not is_empty:
-        state.loss_window = larger(state.odd_window, congestion_minimum(state))
-        state.loss_maximum = state.loss_window
-        state.loss_at = now
+    if state.odd_cycles >= C_COMPETING_CYCLES:
+        congestion_stop_competing(state)
+        if not is_empty:
+            state.loss_window = larger(state.odd_window, congestion_minimum(state))
+            state.loss_maximum = state.loss_window
+            state.loss_at = now
+    if state.loss_window > 0.0 and not is_empty:
+        congestion_balance(state, now)
 
 
 cdef inline void congestion_begin_phase(Congestion* state, double now) noexcept nogil:
     state.cycle_phase = (state.cycle_phase + 1) % C_CYCLE_PHASES
     state.cycle_at = now
+    if congestion_is_draining(state):
+        state.drain_rtt = state.latest_rtt
     if state.cycle_phase != 0:
         return
-    if state.cycle_min_rtt > 0.0 and congestion_is_drain_cycle(state):
+    state.cycle += 1
+    if not congestion_is_drain_cycle(state):
+        return
+    if state.cycle_min_rtt > 0.0:
         congestion_end_cycle(state, now)
     state.cycle_min_rtt = 0.0
-    state.cycle += 1
 
 
 cdef inline void congestion_end_round(
@@ -282,6 +322,7 @@ cdef inline void congestion_end_round(
 cdef inline void congestion_advance_mode(
     Congestion* state, int64_t bytes_in_flight, double now
 ) noexcept nogil:
+    cdef double length
     cdef bint has_drained = <double>bytes_in_flight <= congestion_path_size(state)
     if state.mode == MODE_DRAIN and has_drained:
         state.mode = MODE_CRUISE
@@ -293,9 +334,10 @@ cdef inline void congestion_advance_mode(
         state.min_rtt_at = now
         state.cycle_at = now
     elif state.mode == MODE_CRUISE:
-        if now - state.cycle_at >= larger(state.min_rtt, C_ROUND_FLOOR) or (
-            congestion_is_draining(state) and has_drained
-        ):
+        length = larger(state.min_rtt, C_ROUND_FLOOR)
+        if congestion_is_draining(state) and state.loss_window > 0.0:
+            length = larger(length, state.drain_rtt)
+        if now - state.cycle_at >= length or (congestion_is_draining(state) and has_drained):
             congestion_begin_phase(state, now)
 
 
@@ -324,6 +366,9 @@ cdef inline void congestion_update_window(
 cdef inline void congestion_grow_loss_window(Congestion* state, int64_t acked, double now) noexcept nogil:
     cdef double packet = <double>state.packet_size
     cdef double maximum, plateau, elapsed, cubic, limit
+    if state.loss_window < state.fair_window:
+        state.loss_window += <double>acked / C_FAIR_DIVISOR
+        return
     state.loss_window += C_FRIENDLY_GROWTH * packet * acked / state.loss_window
     maximum = state.loss_maximum / packet
     plateau = pow(maximum * (1.0 - C_LOSS_REDUCTION) / C_CUBIC_C, 1.0 / 3.0)
@@ -349,7 +394,7 @@ cdef inline void congestion_on_sack(
     congestion_measure_clump(state, acked, now)
     congestion_advance_mode(state, bytes_in_flight, now)
     congestion_update_window(state, acked, bytes_in_flight + acked)
-    if state.loss_window > 0.0:
+    if state.loss_window > 0.0 and <double>(bytes_in_flight + acked) >= state.loss_window / 2:
         congestion_grow_loss_window(state, acked, now)
 
 
@@ -372,11 +417,18 @@ cdef inline void congestion_on_lost(
         state.old_surplus = 0.0
         if state.mode == MODE_STARTUP:
             state.mode = MODE_DRAIN
+        if state.mode == MODE_CRUISE and state.loss_window == 0.0:
+            congestion_stop_competing(state)
+            state.loss_window = larger(
+                smaller(state.window, state.bandwidth * rtt), congestion_minimum(state)
+            )
+            state.loss_at = 0.0
     if state.loss_window > 0.0 and newest_sent_at > state.loss_at:
         state.loss_maximum = state.loss_window
         state.loss_window = larger(
             state.loss_window * C_LOSS_REDUCTION, congestion_minimum(state)
         )
+        state.fair_window = 0.0
         state.loss_at = now
 
 

@@ -7,8 +7,9 @@ a little more. Packets leave at the bandwidth, now and then a little faster, to 
 more, and then a little slower, so that the queue empties. A lost packet alone changes nothing, so a
 lossy link stays full.
 Who shares a queue with a loss-based sender starves by these rules. Once in a cycle this sender
-drains its own part of the queue. When the queue stays filled all the same, a window as in CUBIC
-(RFC 9438) runs beside, and the larger of both counts, until the queue was seen empty again.
+drains its own part of the queue. When the queue stays filled all the same, or overflows, a window
+as in CUBIC (RFC 9438) counts instead, until the queue was seen empty again. How much the round trip
+shrinks with a drain tells which share of the queue is this sender's own; it aims at half.
 
 No clock: `now` and samples come in, in seconds; sizes are bytes of UDP payload. The arithmetic
 keeps its order in the compiled engine, so that both give the same doubles.
@@ -46,6 +47,9 @@ LOSS_REDUCTION = 0.7  # RFC 9438 section 4.6
 CUBIC_C = 0.4  # RFC 9438 section 5.1
 FRIENDLY_GROWTH = 0.53  # packets a round trip: as Reno on average; RFC 9438 section 4.3
 COMPETING_PACING_GAIN = 1.25  # RFC 9002 section 7.7
+FAIR_SHARE = 0.5  # of a queue that somebody else fills too
+FAIR_GROWTH = 2.0  # at most, from one measurement of the share to the next
+FAIR_DIVISOR = 4.0  # of what is acknowledged; RFC 9406 section 4.3
 
 STARTUP = 0
 DRAIN = 1
@@ -91,13 +95,18 @@ class CongestionController:
         self._loss_window = 0.0
         self._loss_maximum = 0.0
         self._loss_at = 0.0
+        self._fair_window = 0.0
+        self._latest_rtt = 0.0
+        self._drain_rtt = 0.0
 
     @property
     def window(self) -> int:
         """Bytes that may be in flight."""
         if self.mode == PROBE_RTT:
             return int(self._window)
-        window = max(self._window, self._loss_window)
+        window = self._window
+        if self._loss_window > 0.0:
+            window = max(self._shared_size, self._loss_window)
         if self._is_draining:
             window = min(window, max(self._path_size, self._minimum))
         return int(window)
@@ -165,7 +174,7 @@ class CongestionController:
         self._measure_clump(acked, now)
         self._advance_mode(bytes_in_flight, now)
         self._update_window(acked, bytes_in_flight + acked)
-        if self._loss_window > 0.0:
+        if self._loss_window > 0.0 and bytes_in_flight + acked >= self._loss_window / 2:
             self._grow_loss_window(acked, now)
 
     def on_packets_lost(self, lost: int, newest_sent_at: float, rtt: float, now: float) -> None:
@@ -177,9 +186,14 @@ class CongestionController:
             self._surplus = self._old_surplus = 0.0
             if self.mode == STARTUP:
                 self.mode = DRAIN
+            if self.mode == CRUISE and self._loss_window == 0.0:
+                self._stop_competing()
+                self._loss_window = max(min(self._window, self.bandwidth * rtt), self._minimum)
+                self._loss_at = 0.0
         if self._loss_window > 0.0 and newest_sent_at > self._loss_at:
             self._loss_maximum = self._loss_window
             self._loss_window = max(self._loss_window * LOSS_REDUCTION, self._minimum)
+            self._fair_window = 0.0
             self._loss_at = now
 
     def on_persistent_loss(self) -> None:
@@ -205,6 +219,13 @@ class CongestionController:
         return self.bandwidth * (WINDOW_GAIN * self.min_rtt + QUEUE_FLOOR) + clumps
 
     @property
+    def _shared_size(self) -> float:
+        """Bytes in flight that use this sender's share of a path, and add no queue to others'."""
+        clumps = max(self._surplus, self._old_surplus)
+        allowance = float(WINDOW_ALLOWANCE_PACKETS * self.packet_size)
+        return self.bandwidth * (self.min_rtt + QUEUE_FLOOR) + clumps + allowance
+
+    @property
     def _overflows(self) -> bool:
         sent = self._round_delivered + self._round_lost
         is_more_than_chance = self._round_lost >= STARTUP_LOSS_PACKETS * self.packet_size
@@ -213,7 +234,7 @@ class CongestionController:
     @property
     def _is_draining(self) -> bool:
         is_drain_phase = self.mode == CRUISE and CYCLE_GAINS[self._cycle_phase] < 1.0
-        return is_drain_phase and self._is_drain_cycle
+        return self.mode == DRAIN or (is_drain_phase and self._is_drain_cycle)
 
     @property
     def _is_drain_cycle(self) -> bool:
@@ -223,6 +244,7 @@ class CongestionController:
         return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + EMPTY_FLOOR
 
     def _on_rtt(self, rtt: float, flight_before: int, now: float) -> None:
+        self._latest_rtt = rtt
         if self._cycle_min_rtt == 0.0 or rtt < self._cycle_min_rtt:
             self._cycle_min_rtt = rtt
         is_old = now - self._min_rtt_at > MIN_RTT_LIFETIME
@@ -296,16 +318,33 @@ class CongestionController:
         self._odd_cycles = self._odd_cycles + 1 if is_empty == self.is_competing else 0
         if self._odd_cycles == 1:
             self._odd_window = self._window  # before the other sender's packets made it shrink
-        if self._odd_cycles < COMPETING_CYCLES:
+        if self._odd_cycles >= COMPETING_CYCLES:
+            self._stop_competing()
+            if not is_empty:
+                self._loss_window = max(self._odd_window, self._minimum)
+                self._loss_maximum = self._loss_window
+                self._loss_at = now
+        if self._loss_window > 0.0 and not is_empty:
+            self._balance(now)
+
+    def _balance(self, now: float) -> None:
+        """Aim at half of the queue: this sender's share is what its drain took away of it."""
+        queue = self._drain_rtt - self.min_rtt
+        if queue <= 0.0:
             return
-        self._stop_competing()
-        if not is_empty:
-            self._loss_window = max(self._odd_window, self._minimum)
-            self._loss_maximum = self._loss_window
-            self._loss_at = now
+        share = max((self._drain_rtt - self._cycle_min_rtt) / queue, FAIR_SHARE / FAIR_GROWTH)
+        if share < FAIR_SHARE:
+            self._fair_window = FAIR_SHARE / share * self._loss_window
+            return
+        self._fair_window = 0.0
+        reduced = self._loss_window * max(FAIR_SHARE / share, LOSS_REDUCTION)
+        self._loss_window = max(reduced, self._minimum)
+        self._loss_maximum = self._loss_window
+        self._loss_at = now
 
     def _stop_competing(self) -> None:
         self._loss_window = 0.0
+        self._fair_window = 0.0
         self._odd_cycles = 0
 
     def _advance_mode(self, bytes_in_flight: int, now: float) -> None:
@@ -319,19 +358,26 @@ class CongestionController:
             self._min_rtt_at = now
             self._cycle_at = now
         elif self.mode == CRUISE:
-            is_over = now - self._cycle_at >= max(self.min_rtt, ROUND_FLOOR)
+            length = max(self.min_rtt, ROUND_FLOOR)
+            if self._is_draining and self.is_competing:
+                length = max(length, self._drain_rtt)
+            is_over = now - self._cycle_at >= length
             if is_over or (self._is_draining and bytes_in_flight <= self._path_size):
                 self._begin_phase(now)
 
     def _begin_phase(self, now: float) -> None:
         self._cycle_phase = (self._cycle_phase + 1) % len(CYCLE_GAINS)
         self._cycle_at = now
+        if self._is_draining:
+            self._drain_rtt = self._latest_rtt
         if self._cycle_phase != 0:
             return
-        if self._cycle_min_rtt > 0.0 and self._is_drain_cycle:
+        self._cycle += 1
+        if not self._is_drain_cycle:
+            return
+        if self._cycle_min_rtt > 0.0:
             self._end_cycle(now)
         self._cycle_min_rtt = 0.0
-        self._cycle += 1
 
     def _update_window(self, acked: int, flight_before: int) -> None:
         allowance = float(WINDOW_ALLOWANCE_PACKETS * self.packet_size)
@@ -348,6 +394,9 @@ class CongestionController:
         self._window = max(min(self._window + acked, target), self._minimum)
 
     def _grow_loss_window(self, acked: int, now: float) -> None:
+        if self._loss_window < self._fair_window:
+            self._loss_window += acked / FAIR_DIVISOR
+            return
         packet = float(self.packet_size)
         self._loss_window += FRIENDLY_GROWTH * packet * acked / self._loss_window
         maximum = self._loss_maximum / packet

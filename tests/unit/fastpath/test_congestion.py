@@ -137,6 +137,8 @@ def test_who_shares_a_filled_queue_holds_its_ground_until_it_is_empty(path: Path
     assert path.controller.is_competing
     alone = 2 * PATH_SIZE + 10 * PACKET
     path.deliver(5.0)
+    while path.controller.window <= 1.1 * PATH_SIZE:  # it drains its own part just now
+        path.deliver(RTT)
     grown = path.controller.window
     assert grown > 1.5 * alone
     path.controller.on_packets_lost(PACKET, path.now, path.rtt, path.now)
@@ -144,9 +146,44 @@ def test_who_shares_a_filled_queue_holds_its_ground_until_it_is_empty(path: Path
     path.controller.on_packets_lost(PACKET, path.now, path.rtt, path.now)  # of the same round trip
     assert path.controller.window == pytest.approx(0.7 * grown, rel=0.01)
     path.rtt = RTT
-    path.deliver(9 * 8 * RTT)  # two drains, one every fourth cycle
+    path.deliver(12 * 8 * RTT)  # two drains, one every fourth cycle, and the rest of these four
     assert not path.controller.is_competing
     assert path.controller.window < 1.3 * alone
+
+
+def test_a_queue_that_others_fill_does_not_keep_the_sender_draining(engine: ModuleType) -> None:
+    path = Path(engine)
+    path.deliver(0.05)
+    path.rtt = 10 * RTT
+    path.controller.on_packets_lost(PACKET, path.now, path.rtt, path.now)
+    assert not path.controller.is_startup
+    path_size = path.controller.bandwidth * RTT
+    assert path.controller.window < 1.1 * path_size
+    path.deliver(0.02, flight=path_size)
+    assert path.controller.pacing_rate(path.rtt) > 0.7 * path.controller.bandwidth
+
+
+@pytest.mark.parametrize(("own_share", "grows"), [(0.2, True), (0.9, False)])
+def test_the_share_of_the_queue_that_a_drain_takes_away_is_brought_to_half(
+    path: Path, own_share: float, grows: bool
+) -> None:
+    """The queue is four paths long; with this sender drained only the other's part is left."""
+
+    def deliver(seconds: float) -> None:
+        end = path.now + seconds
+        while path.now < end:
+            is_drained = path.controller.window < 1.1 * PATH_SIZE
+            path.rtt = RTT * (1 + 4 * (1 - own_share)) if is_drained else 5 * RTT
+            path.deliver(RTT / 2)
+
+    deliver(2.0)
+    assert path.controller.is_competing
+    before = path.controller.window
+    deliver(2.0)
+    path.rtt = 5 * RTT
+    while path.controller.window < 1.1 * PATH_SIZE and grows:
+        path.deliver(RTT)
+    assert (path.controller.window > before) == grows
 
 
 def test_the_round_trip_is_measured_afresh_with_little_in_flight(path: Path) -> None:
