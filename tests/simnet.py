@@ -148,6 +148,10 @@ class SimNetwork:
             self._directions[key] = Direction(self._link, rng)
         return self._directions[key]
 
+    def share_link(self, pair: tuple[Address, Address], other: tuple[Address, Address]) -> None:
+        """Let packets between `other` wait in the queue of those between `pair`, from now on."""
+        self._directions[other] = self.direction(*pair)
+
     def set_link(self, source: Address, target: Address, link: Link) -> None:
         """Change one direction from now on."""
         self.direction(source, target).link = link
