@@ -291,7 +291,7 @@ cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept no
             state.loss_window = larger(state.odd_window, congestion_minimum(state))
             state.loss_maximum = state.loss_window
             state.loss_at = now
-    if state.loss_window > 0.0 and not is_empty:
+    if state.loss_window > 0.0 and not congestion_is_empty_queue(state, state.drain_rtt):
         congestion_balance(state, now)
 
 

@@ -324,7 +324,7 @@ class CongestionController:
                 self._loss_window = max(self._odd_window, self._minimum)
                 self._loss_maximum = self._loss_window
                 self._loss_at = now
-        if self._loss_window > 0.0 and not is_empty:
+        if self._loss_window > 0.0 and not self._is_empty_queue(self._drain_rtt):
             self._balance(now)
 
     def _balance(self, now: float) -> None:
