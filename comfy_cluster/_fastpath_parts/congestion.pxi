@@ -74,11 +74,8 @@ cdef struct Congestion:
     double odd_window
     double old_min_rtt
     double loss_window
-    double loss_maximum
-    double loss_at
-    double fair_window
-    double latest_rtt
-    double drain_rtt
+    double loss_maximum, loss_at
+    double fair_window, latest_rtt, round_rtt, old_round_rtt, drain_rtt
 
 
 cdef inline double larger(double a, double b) noexcept nogil:
@@ -186,6 +183,8 @@ cdef inline void congestion_begin_round(Congestion* state, double sent_at, doubl
     state.round_sent_at = sent_at
     state.round_delivered = 0
     state.round_lost = 0
+    state.old_round_rtt = state.round_rtt
+    state.round_rtt = 0.0
     state.is_app_limited = False
 
 
@@ -203,6 +202,8 @@ cdef inline void congestion_on_rtt(
         <double>flight_before <= C_PROBE_RTT_GAIN * congestion_path_size(state)
     )
     state.latest_rtt = rtt
+    if state.round_rtt == 0.0 or rtt < state.round_rtt:
+        state.round_rtt = rtt
     if state.cycle_min_rtt == 0.0 or rtt < state.cycle_min_rtt:
         state.cycle_min_rtt = rtt
     if state.min_rtt == 0.0 or rtt <= state.min_rtt or (is_old and is_lightly_loaded):
@@ -417,7 +418,10 @@ cdef inline void congestion_on_lost(
         state.old_surplus = 0.0
         if state.mode == MODE_STARTUP:
             state.mode = MODE_DRAIN
-        if state.mode == MODE_CRUISE and state.loss_window == 0.0:
+        if (
+            state.mode == MODE_CRUISE and state.loss_window == 0.0
+            and not congestion_is_empty_queue(state, state.old_round_rtt)
+        ):
             congestion_stop_competing(state)
             state.loss_window = larger(
                 smaller(state.window, state.bandwidth * rtt), congestion_minimum(state)

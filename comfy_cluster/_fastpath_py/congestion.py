@@ -97,6 +97,8 @@ class CongestionController:
         self._loss_at = 0.0
         self._fair_window = 0.0
         self._latest_rtt = 0.0
+        self._round_rtt = 0.0
+        self._old_round_rtt = 0.0
         self._drain_rtt = 0.0
 
     @property
@@ -186,7 +188,10 @@ class CongestionController:
             self._surplus = self._old_surplus = 0.0
             if self.mode == STARTUP:
                 self.mode = DRAIN
-            if self.mode == CRUISE and self._loss_window == 0.0:
+            was_filled = not self._is_empty_queue(
+                self._old_round_rtt
+            )  # one late sample is no queue
+            if self.mode == CRUISE and self._loss_window == 0.0 and was_filled:
                 self._stop_competing()
                 self._loss_window = max(min(self._window, self.bandwidth * rtt), self._minimum)
                 self._loss_at = 0.0
@@ -245,6 +250,8 @@ class CongestionController:
 
     def _on_rtt(self, rtt: float, flight_before: int, now: float) -> None:
         self._latest_rtt = rtt
+        if self._round_rtt == 0.0 or rtt < self._round_rtt:
+            self._round_rtt = rtt
         if self._cycle_min_rtt == 0.0 or rtt < self._cycle_min_rtt:
             self._cycle_min_rtt = rtt
         is_old = now - self._min_rtt_at > MIN_RTT_LIFETIME
@@ -263,6 +270,8 @@ class CongestionController:
         self._round_sent_at = sent_at
         self._round_delivered = 0
         self._round_lost = 0
+        self._old_round_rtt = self._round_rtt
+        self._round_rtt = 0.0
         self._is_app_limited = False
 
     def _end_round(self, newest_sent_at: float, now: float) -> None:
