@@ -48,14 +48,17 @@ def test_everybody_gets_it_and_the_origin_sends_it_once(engine: ModuleType, coun
 
 
 def test_a_chain_takes_little_longer_than_one_transfer(engine: ModuleType) -> None:
+    """Of a payload that is long beside the packets that each hop holds back."""
+    link = Link(delay=0.002, rate=6_250_000.0, queue_size=400_000)
+    content = CONTENT * (1_000_000 // SIZE)
     moments = []
     for targets in ([1], [1, 2, 3, 4, 5, 6, 7]):
-        cluster = CoreCluster(engine, count=8, link=LINK)
+        cluster = CoreCluster(engine, count=8, link=link)
         cluster.connect()
         started = cluster.now
         for index in targets:
             cluster.claim(index, "a", 0)
-        transfers = cluster.send_chain(0, targets, "a", CONTENT)
+        transfers = cluster.send_chain(0, targets, "a", content)
         cluster.run_until(partial(all_ended, cluster, transfers), time_limit=10.0)
         moments.append(cluster.now - started)
     assert moments[1] < 1.5 * moments[0]
