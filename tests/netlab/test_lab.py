@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,18 @@ def name_of_some(lab: str) -> list[str]:
 
 
 def is_running(process: int) -> bool:
-    stat = Path(f"/proc/{process}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_for_ends(processes: list[int]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while any(map(is_running, processes)):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("profile", [LinkProfile(), DELAYED], ids=["kernel", "relay"])
@@ -100,7 +111,7 @@ def test_leftovers_of_a_killed_lab_go_and_others_stay(held_lab: subprocess.Popen
             assert len(name_of_some(name)) == 3
             with Lab():
                 assert name_of_some(name) == []
-                assert not any(map(is_running, processes))
+                wait_for_ends(processes)  # nobody's children: killed, and gone a moment later
             assert len(name_of_some(living.name)) == 3
             assert (namespaces.FOLDER / other).exists()
         finally:
