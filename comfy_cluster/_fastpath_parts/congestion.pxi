@@ -75,7 +75,7 @@ cdef struct Congestion:
     double old_min_rtt
     double loss_window
     double loss_maximum, loss_at
-    double fair_window, latest_rtt, round_rtt, old_round_rtt, drain_rtt
+    double fair_window, latest_rtt, drain_rtt, epoch_rtt, old_epoch_rtt
 
 
 cdef inline double larger(double a, double b) noexcept nogil:
@@ -106,6 +106,13 @@ cdef inline int64_t congestion_underway(const Congestion* state) noexcept nogil:
 
 cdef inline double congestion_path_size(const Congestion* state) noexcept nogil:
     return state.bandwidth * (state.min_rtt + C_EMPTY_FLOOR / 2)
+
+
+cdef inline bint congestion_is_filled_for_long(const Congestion* state) noexcept nogil:
+    return not (
+        congestion_is_empty_queue(state, state.epoch_rtt)
+        or congestion_is_empty_queue(state, state.old_epoch_rtt)
+    )
 
 
 cdef inline bint congestion_is_empty_queue(const Congestion* state, double rtt) noexcept nogil:
@@ -183,8 +190,6 @@ cdef inline void congestion_begin_round(Congestion* state, double sent_at, doubl
     state.round_sent_at = sent_at
     state.round_delivered = 0
     state.round_lost = 0
-    state.old_round_rtt = state.round_rtt
-    state.round_rtt = 0.0
     state.is_app_limited = False
 
 
@@ -202,8 +207,8 @@ cdef inline void congestion_on_rtt(
         <double>flight_before <= C_PROBE_RTT_GAIN * congestion_path_size(state)
     )
     state.latest_rtt = rtt
-    if state.round_rtt == 0.0 or rtt < state.round_rtt:
-        state.round_rtt = rtt
+    if state.epoch_rtt == 0.0 or rtt < state.epoch_rtt:
+        state.epoch_rtt = rtt
     if state.cycle_min_rtt == 0.0 or rtt < state.cycle_min_rtt:
         state.cycle_min_rtt = rtt
     if state.min_rtt == 0.0 or rtt <= state.min_rtt or (is_old and is_lightly_loaded):
@@ -219,6 +224,8 @@ cdef inline void congestion_on_rtt(
 cdef inline void congestion_begin_epoch(Congestion* state, double now) noexcept nogil:
     state.epoch += 1
     state.epoch_at = now
+    state.old_epoch_rtt = state.epoch_rtt
+    state.epoch_rtt = 0.0
     state.rates[state.epoch % C_BANDWIDTH_EPOCHS] = 0.0
     if state.epoch % C_SURPLUS_EPOCHS == 0:
         state.old_surplus = state.surplus
@@ -420,7 +427,7 @@ cdef inline void congestion_on_lost(
             state.mode = MODE_DRAIN
         if (
             state.mode == MODE_CRUISE and state.loss_window == 0.0
-            and not congestion_is_empty_queue(state, state.old_round_rtt)
+            and congestion_is_filled_for_long(state)
         ):
             congestion_stop_competing(state)
             state.loss_window = larger(

@@ -97,9 +97,9 @@ class CongestionController:
         self._loss_at = 0.0
         self._fair_window = 0.0
         self._latest_rtt = 0.0
-        self._round_rtt = 0.0
-        self._old_round_rtt = 0.0
         self._drain_rtt = 0.0
+        self._epoch_rtt = 0.0
+        self._old_epoch_rtt = 0.0
 
     @property
     def window(self) -> int:
@@ -188,10 +188,7 @@ class CongestionController:
             self._surplus = self._old_surplus = 0.0
             if self.mode == STARTUP:
                 self.mode = DRAIN
-            was_filled = not self._is_empty_queue(
-                self._old_round_rtt
-            )  # one late sample is no queue
-            if self.mode == CRUISE and self._loss_window == 0.0 and was_filled:
+            if self.mode == CRUISE and self._loss_window == 0.0 and self._is_filled_for_long:
                 self._stop_competing()
                 self._loss_window = max(min(self._window, self.bandwidth * rtt), self._minimum)
                 self._loss_at = 0.0
@@ -248,10 +245,18 @@ class CongestionController:
     def _is_empty_queue(self, rtt: float) -> bool:
         return rtt <= EMPTY_QUEUE_FACTOR * self.min_rtt + EMPTY_FLOOR
 
+    @property
+    def _is_filled_for_long(self) -> bool:
+        """Unlike a few samples that are late, as those of a busy machine are."""
+        is_empty = self._is_empty_queue(self._epoch_rtt) or self._is_empty_queue(
+            self._old_epoch_rtt
+        )
+        return not is_empty
+
     def _on_rtt(self, rtt: float, flight_before: int, now: float) -> None:
         self._latest_rtt = rtt
-        if self._round_rtt == 0.0 or rtt < self._round_rtt:
-            self._round_rtt = rtt
+        if self._epoch_rtt == 0.0 or rtt < self._epoch_rtt:
+            self._epoch_rtt = rtt
         if self._cycle_min_rtt == 0.0 or rtt < self._cycle_min_rtt:
             self._cycle_min_rtt = rtt
         is_old = now - self._min_rtt_at > MIN_RTT_LIFETIME
@@ -270,8 +275,6 @@ class CongestionController:
         self._round_sent_at = sent_at
         self._round_delivered = 0
         self._round_lost = 0
-        self._old_round_rtt = self._round_rtt
-        self._round_rtt = 0.0
         self._is_app_limited = False
 
     def _end_round(self, newest_sent_at: float, now: float) -> None:
@@ -305,6 +308,8 @@ class CongestionController:
     def _begin_epoch(self, now: float) -> None:
         self._epoch += 1
         self._epoch_at = now
+        self._old_epoch_rtt = self._epoch_rtt
+        self._epoch_rtt = 0.0
         self._rates[self._epoch % BANDWIDTH_EPOCHS] = 0.0
         if self._epoch % SURPLUS_EPOCHS == 0:
             self._old_surplus = self._surplus

@@ -6,11 +6,12 @@ from types import ModuleType
 
 import pytest
 
-from tests.race import Race
+from tests.race import OURS, Race
 from tests.simnet import Link
 
 RATE = 12_500_000.0  # bytes a second: 100 Mbit/s
 SECONDS = 6.0
+NEVER = 1e9  # seconds
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,14 @@ def test_a_tcp_cubic_flow_beside_ours_gets_a_fair_share(
     race.run(SECONDS)
     shares = [(now - then) / RATE / SECONDS for now, then in zip(race.counts, before, strict=True)]
     assert all(0.3 < share < 0.7 for share in shares), "ours {:.2f}, cubic {:.2f}".format(*shares)
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.05])
+def test_random_losses_and_late_sacks_are_not_taken_for_another_sender(
+    engine: ModuleType, loss: float
+) -> None:
+    link = Link(delay=0.0005, rate=RATE, queue_size=int(0.02 * RATE), loss=loss)
+    race = Race(engine, link, lead=NEVER)
+    race.network.set_link(OURS[1], OURS[0], Link(delay=0.0005, jitter=0.006))
+    race.run(3.0)
+    assert race.counts[0] > 0.85 * (1.0 - loss) * RATE * 3.0
