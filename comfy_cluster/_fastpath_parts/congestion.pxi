@@ -299,6 +299,11 @@ cdef inline void congestion_end_cycle(Congestion* state, double now) noexcept no
             state.loss_window = larger(state.odd_window, congestion_minimum(state))
             state.loss_maximum = state.loss_window
             state.loss_at = now
+    if (
+        state.loss_window > 0.0 and not is_empty
+        and state.loss_window < congestion_path_size(state)
+    ):
+        state.min_rtt_at = smaller(state.min_rtt_at, now - C_MIN_RTT_LIFETIME)
     if state.loss_window > 0.0 and not congestion_is_empty_queue(state, state.drain_rtt):
         congestion_balance(state, now)
 
@@ -332,7 +337,9 @@ cdef inline void congestion_advance_mode(
 ) noexcept nogil:
     cdef double length
     cdef bint has_drained = <double>bytes_in_flight <= congestion_path_size(state)
-    if state.mode == MODE_DRAIN and has_drained:
+    if state.mode == MODE_DRAIN and (
+        has_drained or <double>bytes_in_flight <= congestion_minimum(state)
+    ):
         state.mode = MODE_CRUISE
         state.cycle_at = now
     elif state.mode == MODE_PROBE_RTT and now >= state.probe_rtt_ends_at:

@@ -338,6 +338,9 @@ class CongestionController:
                 self._loss_window = max(self._odd_window, self._minimum)
                 self._loss_maximum = self._loss_window
                 self._loss_at = now
+        if self._loss_window > 0.0 and not is_empty and self._loss_window < self._path_size:
+            # It gave way to below the path and the queue stayed: is that the path's round trip?
+            self._min_rtt_at = min(self._min_rtt_at, now - MIN_RTT_LIFETIME)
         if self._loss_window > 0.0 and not self._is_empty_queue(self._drain_rtt):
             self._balance(now)
 
@@ -362,7 +365,7 @@ class CongestionController:
         self._odd_cycles = 0
 
     def _advance_mode(self, bytes_in_flight: int, now: float) -> None:
-        if self.mode == DRAIN and bytes_in_flight <= self._path_size:
+        if self.mode == DRAIN and bytes_in_flight <= max(self._path_size, self._minimum):
             self.mode = CRUISE
             self._cycle_at = now
         elif self.mode == PROBE_RTT and now >= self._probe_rtt_ends_at:
