@@ -84,6 +84,7 @@ class ControlThread(Generic[EventT]):
         self._commands: deque[Command] = deque()
         self._wakeup = WakeUp()
         self._is_stopping = False
+        self._has_ended = False
         # What the last wait said. Each look at a socket lets go of the GIL, and where other Python
         # code is busy it takes 5 ms to have it again: nothing is looked at without a reason.
         self._has_wakeup = True
@@ -102,6 +103,12 @@ class ControlThread(Generic[EventT]):
         """Has `command(now)` run soon, in the order of posting; never if the thread has ended."""
         self._commands.append(command)
         self._wakeup.set()
+
+    def expect_payload(self) -> None:
+        """Python threads take short turns from now on, until no payload moves any more."""
+        TURNS.shorten(time.monotonic())
+        if self._has_ended:  # nobody looks at the timer
+            TURNS.restore()
 
     def stop(self) -> bool:
         """Closes the core and ends the thread; False if it did not end in time. Twice is fine."""
@@ -132,6 +139,7 @@ class ControlThread(Generic[EventT]):
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             self._on_failure(error)
         finally:
+            self._has_ended = True
             TURNS.restore()
 
     def _settle(self, selector: selectors.BaseSelector) -> None:

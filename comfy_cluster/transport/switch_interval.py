@@ -17,11 +17,15 @@ import threading
 from collections.abc import Callable
 
 SHORT_INTERVAL = 0.0002  # seconds; shorter gains nothing, as a switch itself takes some 0.05 ms
+ROUNDING = 5e-7  # seconds: the interpreter cuts off what is less than a microsecond
 LINGER = 0.1  # seconds after a payload: until its handle is done, and its caller runs again
 
 
 class SwitchInterval:
-    """Thread-safe. An interval that others made as short, or change meanwhile, is left alone."""
+    """Thread-safe. An interval that others made as short, or change meanwhile, is left alone.
+
+    Who reads the interval meanwhile, to put it back later, puts the short one back.
+    """
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class SwitchInterval:
         self._set_to = set_to
         self._lock = threading.Lock()
         self._usual: float | None = None
+        self._short = 0.0
         self._restore_at = 0.0
 
     def shorten(self, now: float) -> None:
@@ -41,6 +46,7 @@ class SwitchInterval:
             if self._usual is None and self._get() > SHORT_INTERVAL:
                 self._usual = self._get()
                 self._set_to(SHORT_INTERVAL)
+                self._short = self._get()
 
     @property
     def restore_at(self) -> float | None:
@@ -48,20 +54,24 @@ class SwitchInterval:
         return None if self._usual is None else self._restore_at
 
     def restore_if_due(self, now: float) -> None:
-        if self._usual is not None and now >= self._restore_at:
-            self.restore()
+        with self._lock:
+            if now >= self._restore_at:
+                self._restore()
 
     def restore(self) -> None:
         """Put the usual interval back at once; who still needs the short one asks again."""
         with self._lock:
-            usual, self._usual = self._usual, None
-            if usual is not None and self._get() <= SHORT_INTERVAL:
-                self._set_to(usual)
+            self._restore()
+
+    def _restore(self) -> None:
+        if self._usual is not None and self._get() == self._short:
+            self._set_to(self._usual + ROUNDING)
+        self._usual = None  # last, for a fork in between
 
     def restore_in_child(self) -> None:
         """No control thread came along through the fork, and the lock may be taken for ever."""
         self._lock = threading.Lock()
-        self.restore()
+        self._restore()
 
 
 TURNS = SwitchInterval()

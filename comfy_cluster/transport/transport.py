@@ -18,7 +18,6 @@ import dataclasses
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -36,7 +35,6 @@ from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.transport.peer_info import Address, PeerInfo
 from comfy_cluster.transport.routing import Listeners, MessageListener, PeerListener
 from comfy_cluster.transport.sockets import canonical_address
-from comfy_cluster.transport.switch_interval import TURNS
 from comfy_cluster.wire import MessageType, TransferKey
 
 logger = logging.getLogger("comfy_cluster.transport")
@@ -277,7 +275,7 @@ class Transport:
         self._check_peer(peer)
         if key.source != self._config.instance_index:
             raise LocalProtocolError(f"instance {self._config.instance_index} cannot send {key}")
-        TURNS.shorten(time.monotonic())
+        parts.control.expect_payload()
         handle: Handle[None] = self._new_handle(
             f"{key} to instance {peer}",
             on_cancel=lambda now: parts.outgoing.cancel_buffer(handle, now),
@@ -294,7 +292,7 @@ class Transport:
         self._check_peer(peer)
         if key.source != peer:
             raise LocalProtocolError(f"{key} cannot come from instance {peer}")
-        TURNS.shorten(time.monotonic())  # it may be announced already, or come at once
+        parts.control.expect_payload()  # it may be announced already, or come at once
         handle: Handle[ReceivedBuffer] = self._new_handle(
             str(key), on_cancel=lambda now: parts.incoming.unclaim(key, handle, now)
         )

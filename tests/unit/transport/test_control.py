@@ -152,6 +152,8 @@ def test_python_threads_take_short_turns_only_while_payloads_move(setup: Setup) 
     wait_until(lambda: sys.getswitchinterval() == pytest.approx(SHORT_INTERVAL))
     assert setup.control.stop()
     assert sys.getswitchinterval() == pytest.approx(usual)
+    setup.control.expect_payload()  # by a caller who comes too late: nobody would look at the timer
+    assert sys.getswitchinterval() == pytest.approx(usual)
 
 
 def test_timer_fires_when_it_is_due_and_not_before(setup: Setup) -> None:

@@ -52,7 +52,7 @@ def test_interval_is_short_until_payloads_have_been_away_for_a_while(
     turns.restore_if_due(10.0 + LINGER)
     assert interpreter.interval == SHORT_INTERVAL
     turns.restore_if_due(10.0 + 2 * LINGER)
-    assert interpreter.interval == USUAL and turns.restore_at is None
+    assert interpreter.interval == pytest.approx(USUAL, abs=1e-6) and turns.restore_at is None
 
 
 def test_late_sign_of_a_payload_does_not_end_the_short_interval_sooner(
@@ -80,6 +80,25 @@ def test_interval_that_the_program_changes_meanwhile_stays(
     interpreter.interval = 0.02
     turns.restore()
     assert interpreter.interval == 0.02
+
+
+@pytest.mark.parametrize("usual", [0.005, 0.0035, 0.05, 0.1])
+def test_usual_interval_does_not_drift(usual_interval: None, usual: float) -> None:
+    sys.setswitchinterval(usual)
+    before = sys.getswitchinterval()
+    for _ in range(100):
+        TURNS.shorten(0.0)
+        TURNS.restore()
+    assert sys.getswitchinterval() == before
+
+
+def test_even_shorter_interval_that_the_program_sets_meanwhile_stays(
+    interpreter: Interpreter, turns: SwitchInterval
+) -> None:
+    turns.shorten(10.0)
+    interpreter.interval = SHORT_INTERVAL / 4
+    turns.restore()
+    assert interpreter.interval == SHORT_INTERVAL / 4
 
 
 def test_restoring_twice_is_fine(interpreter: Interpreter, turns: SwitchInterval) -> None:
