@@ -37,6 +37,7 @@ class IncomingBudget:
         self.unclaimed_limit = limit // 2
         self.claimed = 0
         self.unclaimed = 0
+        self.returning = 0
 
     @property
     def used(self) -> int:
@@ -48,14 +49,20 @@ class IncomingBudget:
             return fits or self.claimed == 0
         return fits and self.unclaimed + size <= self.unclaimed_limit
 
-    def take(self, size: int, *, is_claimed: bool) -> None:
+    def has_room_to_return(self, size: int) -> bool:
+        """For what had its memory before: beside all others, within the limit with its like."""
+        return self.returning == 0 or self.returning + size <= self.limit
+
+    def take(self, size: int, *, is_claimed: bool, is_returning: bool = False) -> None:
+        if is_returning:
+            self.returning += size
         if is_claimed:
             self.claimed += size
         else:
             self.unclaimed += size
 
-    def give_back(self, size: int, *, is_claimed: bool) -> None:
-        self.take(-size, is_claimed=is_claimed)
+    def give_back(self, size: int, *, is_claimed: bool, is_returning: bool = False) -> None:
+        self.take(-size, is_claimed=is_claimed, is_returning=is_returning)
 
     def move(self, size: int, *, to_claimed: bool) -> None:
         """A buffer that has its memory was claimed, or its claim was taken back."""

@@ -108,7 +108,7 @@ class IncomingBuffers:
             older = None if route is None else self._routes.get(route.payload_id)
             if older is not None:
                 self._replies.leave(older.peer, older.buffer_id, "it comes another way", now)
-                self._remove(older, now)
+                self._drop_until_it_returns(older, now)
             is_claimed = is_message or key in self._claims
             self._take_on(peer, message_type, announcement, is_claimed=is_claimed, now=now)
 
@@ -170,8 +170,7 @@ class IncomingBuffers:
         buffer = self._store.get(buffer_id, IncomingState.RECEIVING)
         if buffer is not None and buffer.is_shared:
             self._replies.not_shared(buffer.peer, buffer.announcement, reason, now)
-            self._returning.add(buffer.key)
-            self._remove(buffer, now)
+            self._drop_until_it_returns(buffer, now)
             self.admit(now)
 
     def _on_complete(self, buffer: IncomingBuffer, now: float) -> None:
@@ -218,7 +217,7 @@ class IncomingBuffers:
                 self._replies.leave(buffer.peer, buffer.buffer_id, "its source is lost", now)
                 self._fail(buffer, error, now)
             elif buffer.peer == peer:  # the origin finds another route
-                self._remove(buffer, now)
+                self._drop_until_it_returns(buffer, now)
                 self._replies.report(buffer.announcement, FailureCode.ROUTE_LOST, now)
         for key in self._claims.of_source(peer):
             if not self._store.has_key(key):
@@ -273,12 +272,11 @@ class IncomingBuffers:
         self._replies.corrupt(buffer.peer, buffer.announcement, reason, now)
         attempt = buffer.announcement.attempt
         if buffer.successor is not None:
-            self._remove(buffer, now)
+            self._drop_until_it_returns(buffer, now)
             announced = (buffer.successor[0], buffer.message_type, buffer.successor[1])
             self._take_on(*announced, is_claimed=buffer.key in self._claims, now=now)
         elif attempt < LARGEST_ATTEMPT and not buffer.is_orphan:
-            self._returning.add(buffer.key)
-            self._remove(buffer, now)
+            self._drop_until_it_returns(buffer, now)
         else:
             gone = ", and its sender is gone" if buffer.is_orphan else ""
             text = f"{buffer.key} arrived damaged (attempt {attempt}{gone}): {reason}"
@@ -460,6 +458,7 @@ class IncomingBuffers:
         self._remove(buffer, now)
         if not self._store.has_key(buffer.key):
             self._claims.discard(buffer.key)
+            self._returning.discard(buffer.key)
 
     def _remove(self, buffer: IncomingBuffer, now: float) -> None:
         """Let go of a buffer in any state; who waits for its key still does."""
@@ -467,8 +466,15 @@ class IncomingBuffers:
         self._routes.remove(buffer)
         self._store.remove(buffer)
 
+    def _drop_until_it_returns(self, buffer: IncomingBuffer, now: float) -> None:
+        """Its sender, or another one, announces it anew; what took its memory may wait for it."""
+        if buffer.state is not QUEUED:
+            self._returning.add(buffer.key)
+        self._remove(buffer, now)
+
     def _fail_claim(self, key: TransferKey, error: ClusterError) -> None:
         self._claims.discard(key)
+        self._returning.discard(key)
         self._emit(events.IncomingFailed(key, key.source, error))
 
 

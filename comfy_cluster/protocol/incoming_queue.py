@@ -64,8 +64,8 @@ class IncomingQueue:
     def pop_next(self) -> IncomingBuffer | None:
         """Take the buffer that may have its memory now. `on_closed` gives its place back."""
         buffer = self._first_of("returning")
-        if buffer is not None:  # what took its memory meanwhile may be waiting for it
-            return self._open(buffer)
+        if buffer is not None and self._budget.has_room_to_return(buffer.size):
+            return self._open(buffer)  # what took its memory meanwhile may be waiting for it
         buffer = self._first_of("claimed")
         if buffer is None:
             buffer = self._first_of("unclaimed")

@@ -107,7 +107,9 @@ class IncomingStore:
     def take_budget(self, buffer: IncomingBuffer) -> None:
         """Take the share of the budget, before the memory."""
         is_inline = buffer.announcement.inline_payload is not None
-        self._budget.take(buffer.size, is_claimed=buffer.is_claimed)
+        self._budget.take(
+            buffer.size, is_claimed=buffer.is_claimed, is_returning=buffer.is_returning
+        )
         buffer.state = IncomingState.ARRIVED if is_inline else IncomingState.RECEIVING
 
     def give_memory(self, buffer: IncomingBuffer) -> Buffer | None:
@@ -164,5 +166,7 @@ class IncomingStore:
         if buffer.state is IncomingState.RECEIVING:
             self.queue.on_closed(buffer.peer)
         self._timers.cancel(TimerKind.UNCLAIMED, buffer.buffer_id)
-        self._budget.give_back(buffer.size, is_claimed=buffer.is_claimed)
+        self._budget.give_back(
+            buffer.size, is_claimed=buffer.is_claimed, is_returning=buffer.is_returning
+        )
         buffer.memory = None

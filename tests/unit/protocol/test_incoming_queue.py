@@ -25,7 +25,7 @@ def pop(queue: IncomingQueue, budget: IncomingBudget) -> int | None:
     buffer = queue.pop_next()
     if buffer is None:
         return None
-    budget.take(buffer.size, is_claimed=buffer.is_claimed)
+    budget.take(buffer.size, is_claimed=buffer.is_claimed, is_returning=buffer.is_returning)
     return buffer.buffer_id
 
 
@@ -56,6 +56,20 @@ def test_returning_buffer_needs_no_room_once_it_is_claimed() -> None:
     assert pop(queue, budget) is None
     queue.set_claimed(returning, True)
     assert [pop(queue, budget), pop(queue, budget)] == [2, None]
+
+
+def test_returning_buffers_together_take_no_more_than_the_budget_once_more() -> None:
+    budget = IncomingBudget(1_000)
+    queue = IncomingQueue(budget)
+    budget.take(900, is_claimed=True)
+    returning = [make(number, 400, claimed=True) for number in range(1, 5)]
+    for buffer in returning:
+        buffer.is_returning = True
+    fill(queue, *returning)
+    assert [pop(queue, budget) for _ in range(3)] == [1, 2, None]
+    queue.on_closed(1)
+    budget.give_back(400, is_claimed=True, is_returning=True)
+    assert [pop(queue, budget) for _ in range(2)] == [3, None]
 
 
 def test_unclaimed_buffer_above_their_share_blocks_nobody_and_goes_when_claimed() -> None:

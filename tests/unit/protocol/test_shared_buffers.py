@@ -65,7 +65,9 @@ class FakeSharedMemory:
             return
         peer, content = self.outgoing[buffer_id]
         target = self.machine.ports[peer]
-        if self.is_shared_with(peer) and buffer_id in target.incoming:
+        if self.machine.is_full and target.incoming.pop(buffer_id, None) is not None:
+            target.events.append(SharedFailed(buffer_id, "no shared memory left"))
+        elif self.is_shared_with(peer) and buffer_id in target.incoming:
             assert target.incoming.pop(buffer_id) == self.index
             target.events.append(SharedArrived(buffer_id, bytearray(content)))
 
@@ -90,6 +92,8 @@ class Machine:
     def __init__(self, count: int = 2) -> None:
         self.ports: dict[int, FakeSharedMemory] = {}
         self.cut: set[frozenset[int]] = set()
+        self.is_full = False
+        """There is no memory for what is told to be sent: each receiver is told so."""
         self.is_holding = False
         self.world = World(count, shared_memory_of=self._port)
         self.world.connect()
@@ -166,6 +170,26 @@ def test_payload_goes_without_digest_and_chunks(machine: Machine) -> None:
     assert machine.world.seen(0, BufferSent) == [BufferSent(transfer)]
     assert machine.world.seen(0, DigestNeeded) == []
     assert machine.is_clean()
+
+
+def test_payloads_that_shared_memory_refuses_take_the_budget_once_more_at_most(
+    machine: Machine,
+) -> None:
+    machine.is_full = True
+    machine.world.boot(1, memory_budget=4 * SIZE)  # half of it is for what comes in
+    machine.world.run_for(2.0)
+    for number in range(20):
+        machine.send(f"n{number}")
+        machine.world.claim(1, f"n{number}")
+    machine.world.run_for(0.5)
+    machine.answer_digests()
+    peak = 0
+    for _ in range(200):
+        machine.world.run_for(0.01)
+        peak = max(peak, machine.world.bookkeeping(1)["incoming budget"])
+        machine.confirm()
+    assert SIZE <= peak <= 4 * SIZE
+    assert len(machine.world.arrived(1)) == 20
 
 
 @pytest.mark.parametrize("size", [0, 100, SIZE - 1])

@@ -15,6 +15,8 @@ from comfy_cluster.protocol import (
 )
 from comfy_cluster.protocol.incoming_queue import LARGEST_OPEN, LARGEST_WAITING
 from comfy_cluster.protocol.incoming_store import LARGEST_UNCLAIMED
+from comfy_cluster.wire import MessageType
+from tests.unit.protocol.fake_engine import key_of, payload_of
 from tests.unit.protocol.world import World
 
 MEGABYTE = 1_000_000
@@ -93,6 +95,32 @@ def test_payload_that_is_sent_again_passes_what_took_its_memory_meanwhile(world:
     world.confirm_all()
     world.release_all()
     assert world.is_idle(0) and world.is_idle(1)
+
+
+def test_payload_whose_relay_is_lost_passes_what_took_its_memory_meanwhile() -> None:
+    world = World(3, options={"memory_budget": 4 * MEGABYTE})
+    world.connect()
+    for index, name in ((2, "first"), (2, "second"), (1, "first")):
+        world.claim(index, name)
+    world.is_lost = lambda packet: packet.source == 1 and packet.buffer_id != 0
+    payload = payload_of(bytes(3 * MEGABYTE // 2))
+    world.endpoints[0].send_chain(
+        [1, 2],
+        key_of("first", 0),
+        payload,
+        digest=payload.digest(),
+        message_type=MessageType.DISTRIBUTE_BUFFER_BROADCAST,
+        now=world.now,
+    )
+    world.run_for(0.1)
+    world.send(0, 2, "second", bytes(3 * MEGABYTE // 2))
+    world.run_for(0.1)
+    assert not world.arrived(2)
+    world.kill(1)
+    world.run_for(60.0)
+    world.confirm_all(2)  # and held, until the other one is there too
+    world.run_for(60.0)
+    assert set(world.arrived(2)) == {"first", "second"}
 
 
 def test_two_instances_with_full_budgets_do_not_wait_for_each_other(world: World) -> None:
