@@ -118,7 +118,10 @@ def test_payload_whose_relay_is_lost_passes_what_took_its_memory_meanwhile() -> 
     assert not world.arrived(2)
     world.kill(1)
     world.run_for(60.0)
-    world.confirm_all(2)  # and held, until the other one is there too
+    world.confirm_all(2)  # and held, by who waits for the first
+    world.run_for(60.0)
+    assert "first" in world.arrived(2)
+    world.release_all(2)
     world.run_for(60.0)
     assert set(world.arrived(2)) == {"first", "second"}
 
