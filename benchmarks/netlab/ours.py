@@ -11,6 +11,7 @@ its input ends. Prints SENDING when it begins, and one JSON line at its end.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -26,6 +27,7 @@ from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.discovery import StaticDiscovery
 from comfy_cluster.discovery.static import resolve_ipv4
+from comfy_cluster.errors import PeerLost
 from comfy_cluster.protocol.events import PeerConnected
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.transport import Transport
@@ -116,7 +118,8 @@ def _send(transport: Transport, options: argparse.Namespace) -> dict[str, Any]:
         "peer": asdict(transport.peers()[0]),
         "stats": transport.stats(),
     }
-    transport.send_message(RECEIVER, END, b"").result(TIMEOUT)
+    with contextlib.suppress(PeerLost):  # it had the message, left, and its ACK was lost
+        transport.send_message(RECEIVER, END, b"").result(TIMEOUT)
     return row
 
 
