@@ -106,7 +106,7 @@ class OutgoingBuffers:
 
     @property
     def is_sending(self) -> bool:
-        """Whether a receiver has accepted something that it does not have yet."""
+        """Whether a receiver has accepted a payload of this instance that it does not have yet."""
         return self._budget.used > 0
 
     def send(
