@@ -53,6 +53,7 @@ IS_COMPILED = True
 include "_fastpath_parts/packet.pxi"
 include "_fastpath_parts/bitmap.pxi"
 include "_fastpath_parts/congestion.pxi"
+include "_fastpath_parts/congestion_controller.pxi"
 include "_fastpath_parts/path.pxi"
 include "_fastpath_parts/mtu.pxi"
 include "_fastpath_parts/buffers.pxi"
