@@ -271,6 +271,24 @@ class PacketEngine:
     def loop_stats(self) -> dict[str, int]:
         """Return receive_calls, send_calls, send_errors, receive_errors, socket_full."""
 
+# Pixels, for the codec. Memory of any alignment; released GIL.
+
+def find_levels(values: Buffer, levels: Buffer) -> bool:
+    """Write the level k = 0..255 of each float32 in `values` to `levels`, a byte each.
+
+    False as soon as a value has not the very bits of float32(k) / float32(255); what `levels` holds
+    means nothing then. ValueError: sizes that do not match.
+    """
+
+def restore_values(levels: Buffer, values: Buffer) -> None:
+    """Write float32(k) / float32(255) for each level k: the inverse of `find_levels`."""
+
+def undo_up_filter(rows: Buffer, row_size: int) -> None:
+    """Add to each row of bytes the row above it, modulo 256, from the second row on, in place.
+
+    The inverse of PNG's "up" filter (RFC 2083 section 6.4). ValueError: no whole rows.
+    """
+
 # The raw ceiling, for benchmarks: memory to memory over UDP with no protocol. Where HAS_CEILING is
 # false (the pure-Python engine; not Linux) both raise OSError (ENOSYS).
 

@@ -2,7 +2,8 @@
 # distutils: language=c
 """The packet engine, compiled. `_fastpath_py` defines its behaviour, `_fastpath.pyi` its contract."""
 
-# What it is: header packing, bitmaps, flow control and the socket loops, in one extension module.
+# What it is: header packing, bitmaps, flow control and the socket loops, in one extension module;
+# and the loops over pixels that the codec would be slow with in Python.
 # The parts below hold C structures with `noexcept nogil` functions, and thin classes on top.
 #
 # Memory: every structure is owned by the PacketEngine that made it and freed with it. Payload memory
@@ -66,6 +67,7 @@ include "_fastpath_parts/loops.pxi"
 include "_fastpath_parts/python_values.pxi"
 include "_fastpath_parts/packet_engine.pxi"
 include "_fastpath_parts/ceiling.pxi"
+include "_fastpath_parts/levels.pxi"
 
 __all__ = [
     "CHUNK_HEADER_SIZE",
@@ -99,10 +101,13 @@ __all__ = [
     "ceiling_receive",
     "ceiling_send",
     "chunk_size_for",
+    "find_levels",
     "pack_chunk_header",
     "pack_header",
     "pack_sack",
     "parse_chunk_header",
     "parse_header",
     "parse_sack",
+    "restore_values",
+    "undo_up_filter",
 ]

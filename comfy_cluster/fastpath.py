@@ -64,3 +64,6 @@ RttEstimator = engine.RttEstimator
 ceiling_receive = engine.ceiling_receive
 ceiling_send = engine.ceiling_send
 chunk_size_for = engine.chunk_size_for
+find_levels = engine.find_levels
+restore_values = engine.restore_values
+undo_up_filter = engine.undo_up_filter

@@ -16,6 +16,7 @@ from .engine import (
     MAX_PEERS,
     PacketEngine,
 )
+from .levels import find_levels, restore_values, undo_up_filter
 from .mtu import PathMtu
 from .packet import (
     CHUNK_HEADER_SIZE,
@@ -79,10 +80,13 @@ __all__ = [
     "ceiling_receive",
     "ceiling_send",
     "chunk_size_for",
+    "find_levels",
     "pack_chunk_header",
     "pack_header",
     "pack_sack",
     "parse_chunk_header",
     "parse_header",
     "parse_sack",
+    "restore_values",
+    "undo_up_filter",
 ]

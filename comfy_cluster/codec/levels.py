@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from comfy_cluster import fastpath
+from comfy_cluster.codec.interruption import PIECE_SIZE
 from comfy_cluster.codec.pieces import pieces
 
 Levels = npt.NDArray[np.uint8]
@@ -50,11 +52,8 @@ def exact_levels(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     values = tensor.reshape(-1)
     levels = torch.empty(values.shape, dtype=torch.uint8, device="cpu")
-    for place, piece in pieces(values, _PIECE):
-        found = levels[place]
-        found.copy_(piece.mul(_SCALE).round_().clamp_(0.0, _SCALE))
-        restored = _divided(found, torch.float32)
-        if not torch.equal(restored.view(torch.int32), piece.view(torch.int32)):
+    for place, piece in pieces(values, PIECE_SIZE // values.itemsize):
+        if not fastpath.find_levels(piece.numpy().data, levels[place].numpy().data):
             return None
     return levels.reshape(tensor.shape)
 
@@ -75,10 +74,20 @@ def levels_to_values(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.uint8:
         return levels
     values = torch.empty(levels.shape, dtype=dtype, device="cpu")
-    flat = values.reshape(-1)
-    for place, piece in pieces(levels.reshape(-1), _PIECE):
-        flat[place].copy_(_divided(piece, dtype))
+    fill_values(levels, values)
     return values
+
+
+def fill_values(levels: torch.Tensor, values: torch.Tensor) -> None:
+    """`levels_to_values` into the memory of a contiguous CPU tensor of as many elements."""
+    flat = values.view(-1)
+    for place, piece in pieces(levels.reshape(-1), _PIECE):
+        if values.dtype == torch.float32:
+            fastpath.restore_values(piece.numpy().data, flat[place].numpy().data)
+        elif values.dtype == torch.uint8:
+            flat[place].copy_(piece)
+        else:
+            flat[place].copy_(_divided(piece, values.dtype))
 
 
 def _divided(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
