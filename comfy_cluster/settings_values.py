@@ -47,7 +47,11 @@ class SharedMemory(_TextEnum):
 class Codec(_TextEnum):
     AUTO = "auto"
     RAW = "raw"
+    RAW8 = "raw8"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
     PNG = "png"
+    WEBP = "webp"
 
 
 class ImagePrecision(_TextEnum):

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 import pytest
 
-from comfy_cluster.codec.envelope import pack_raw_prefix
+from comfy_cluster.codec.envelope import Head, pack_raw_prefix
 from comfy_cluster.codec.payload import digest_of
 from comfy_cluster.protocol.incoming_buffer import IncomingState
 from comfy_cluster.protocol.outgoing_buffer import OutgoingState
@@ -115,7 +115,7 @@ def test_worked_exchange_is_the_golden_one() -> None:
 
 def example_payload() -> bytes:
     """The envelope that the document prints: [1.0, -2.0] in float32."""
-    return pack_raw_prefix([2], "float32", 8) + bytes.fromhex("0000803f000000c0")
+    return pack_raw_prefix(Head((2,), "float32"), 8) + bytes.fromhex("0000803f000000c0")
 
 
 def test_example_envelope_is_what_the_codec_writes() -> None:

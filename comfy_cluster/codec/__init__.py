@@ -1,32 +1,54 @@
 """Tensors to bytes and back. No network, no ComfyUI; called by `cluster/`.
 
-`encode` makes an `EncodedPayload`, `decode` reads one. Both import torch, so they are loaded when
-first asked for: `transport/` needs `EncodedPayload` and `digest_of` only and stays free of torch.
+`encode` makes an `EncodedPayload`, `decode` reads one; large tensors go in parts (`parts_of`,
+`Assembly`). What imports torch is loaded when first asked for: `transport/` needs `EncodedPayload`
+and `digest_of` only and stays free of torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from comfy_cluster.codec.payload import EncodedPayload, digest_of
 
 if TYPE_CHECKING:
-    from comfy_cluster.codec.tensors import CODEC_CHOICES, PRECISION_CHOICES, decode, encode
+    from comfy_cluster.codec.assembly import Assembly, place_of
+    from comfy_cluster.codec.image_codecs import CODECS, available_codecs
+    from comfy_cluster.codec.parts import Part, Place, parts_of
+    from comfy_cluster.codec.tensors import PRECISION_CHOICES, decode, encode
+
+_MODULES = {
+    "Assembly": "assembly",
+    "place_of": "assembly",
+    "CODECS": "image_codecs",
+    "available_codecs": "image_codecs",
+    "Part": "parts",
+    "Place": "parts",
+    "parts_of": "parts",
+    "PRECISION_CHOICES": "tensors",
+    "decode": "tensors",
+    "encode": "tensors",
+}
 
 __all__ = [
-    "CODEC_CHOICES",
+    "CODECS",
     "PRECISION_CHOICES",
+    "Assembly",
     "EncodedPayload",
+    "Part",
+    "Place",
+    "available_codecs",
     "decode",
     "digest_of",
     "encode",
+    "parts_of",
+    "place_of",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs torch on first use (PEP 562)."""
-    if name not in __all__:
+    """Load what needs torch or image libraries on first use (PEP 562)."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from comfy_cluster.codec import tensors
-
-    return getattr(tensors, name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

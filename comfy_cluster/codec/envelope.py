@@ -7,12 +7,15 @@ How it works. A payload is one msgpack map with these keys, in any order when re
     shape       array of at most 8 non-negative integers
     dtype       name of a dtype, see `dtypes.py`
     compressed  false: `data` holds the tensor's memory, C order, little-endian
-                true: `images` holds one 8-bit lossless image an item
+                true: `images` holds one 8-bit lossless image an item, or `blocks` that memory
     pad         optional; binary without meaning
     data        binary                        (compressed: false)
     data_size   integer; instead of `data`: so many bytes follow the map. msgpack's largest binary
                 has 4 GiB - 1 bytes; a larger tensor is sent this way, still without a copy
     images      array of binaries             (compressed: true)
+    blocks      array of binaries             (compressed: true), see `blocks.py`
+    whole       array like `shape`; with it `first` and `parts`, integers: this is a part of a
+                larger tensor, see `parts.py`
 
 We write `pad` and then the data's key last, with the pad chosen so that what precedes the data is a
 multiple of 64 bytes: in memory that is aligned, the receiver uses the tensor where it lies. Below
@@ -28,27 +31,32 @@ from dataclasses import dataclass
 import msgpack
 
 from comfy_cluster.codec.msgpack_reader import MsgpackReader
+from comfy_cluster.codec.parts import LARGEST_PART_COUNT, Place
 from comfy_cluster.errors import CorruptPayload
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector load that torch uses
 MAX_DIMENSIONS = 8  # no tensor of ComfyUI has more than 6
 MAX_TENSOR_SIZE = 1 << 62  # bytes: strides and sizes stay far inside torch's int64
 MAX_BINARY_SIZE = (1 << 32) - 1  # bytes: msgpack bin32
-_MAX_KEY_COUNT = 6
+_MAX_KEY_COUNT = 8
 _MAX_TEXT_SIZE = 16  # characters: the longest key and dtype name have 10
-# bytes: no lossless image file is smaller, and a view of one costs ten times as much memory
-_MIN_IMAGE_SIZE = 16
+# bytes: no lossless image file and no block is smaller, and a view costs ten times as much memory
+_MIN_BINARY_SIZE = 16
 _HEADER_KEYS = {"shape", "dtype", "compressed"}
+_PLACE_KEYS = {"whole", "first", "parts"}
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A parsed envelope. Exactly one of `data` and `images` is set; both are views of the input."""
+    """A parsed envelope. One of `data`, `images` and `blocks` is set, to views of the input."""
 
     shape: tuple[int, ...]
     dtype: str
     data: memoryview | None
     images: tuple[memoryview, ...] | None
+    blocks: tuple[memoryview, ...] | None
+    place: Place | None
+    """None: it holds all of the tensor."""
 
 
 def tensor_size(shape: Sequence[int], itemsize: int) -> int:
@@ -66,35 +74,53 @@ def tensor_size(shape: Sequence[int], itemsize: int) -> int:
     return 0 if 0 in shape else addressed
 
 
-def pack_raw_prefix(shape: Sequence[int], dtype: str, data_size: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What an envelope says of its tensor, whatever form the data have."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place | None = None
+
+
+def pack_raw_prefix(head: Head, data_size: int) -> bytes:
     """All that precedes the `data_size` bytes of the tensor's memory; a multiple of 64 bytes."""
     if data_size <= MAX_BINARY_SIZE:
         last = _pack("data") + b"\xc6" + data_size.to_bytes(4, "big")
     else:
         last = _pack("data_size") + b"\xcf" + data_size.to_bytes(8, "big")
-    return _pack_prefix(shape, dtype, last, compressed=False)
+    return _pack_prefix(head, last, compressed=False)
 
 
-def pack_images(shape: Sequence[int], dtype: str, images: Sequence[bytes]) -> tuple[bytes, bytes]:
+def pack_images(head: Head, images: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Prefix and body of a payload that holds one 8-bit lossless image an item."""
-    packer = msgpack.Packer()
-    last = _pack("images") + packer.pack_array_header(len(images))
-    body = b"".join(part for image in images for part in (_binary_header(len(image)), image))
-    return _pack_prefix(shape, dtype, last, compressed=True), body
+    return _pack_binaries(head, "images", images)
 
 
-def _pack_prefix(shape: Sequence[int], dtype: str, last: bytes, *, compressed: bool) -> bytes:
-    head = b"".join(
-        [
-            msgpack.Packer().pack_map_header(5),
-            *(_pack("shape"), _pack(list(shape))),
-            *(_pack("dtype"), _pack(dtype)),
-            *(_pack("compressed"), _pack(compressed)),
-            _pack("pad"),
-        ]
-    )
-    pad_size = -(len(head) + 2 + len(last)) % ALIGNMENT
-    return b"".join([head, b"\xc4", bytes([pad_size]), bytes(pad_size), last])
+def pack_blocks(head: Head, blocks: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Prefix and body of a payload that holds the tensor's memory in compressed blocks."""
+    return _pack_binaries(head, "blocks", blocks)
+
+
+def _pack_binaries(head: Head, key: str, binaries: Sequence[bytes]) -> tuple[bytes, bytes]:
+    last = _pack(key) + msgpack.Packer().pack_array_header(len(binaries))
+    body = b"".join(part for each in binaries for part in (_binary_header(len(each)), each))
+    return _pack_prefix(head, last, compressed=True), body
+
+
+def _pack_prefix(head: Head, last: bytes, *, compressed: bool) -> bytes:
+    place = head.place
+    fields: dict[str, object] = {
+        "shape": list(head.shape),
+        "dtype": head.dtype,
+        "compressed": compressed,
+    }
+    if place is not None:
+        fields |= {"whole": list(place.whole), "first": place.first, "parts": place.count}
+    packed = b"".join(_pack(key) + _pack(value) for key, value in fields.items())
+    begin = msgpack.Packer().pack_map_header(len(fields) + 2) + packed + _pack("pad")
+    pad_size = -(len(begin) + 2 + len(last)) % ALIGNMENT
+    return b"".join([begin, b"\xc4", bytes([pad_size]), bytes(pad_size), last])
 
 
 def _pack(value: object) -> bytes:
@@ -129,21 +155,21 @@ def parse_envelope(data: memoryview) -> Envelope:
 
 
 def _read_field(reader: MsgpackReader, key: str) -> object:
-    if key == "shape":
-        count = reader.array_size("'shape'", limit=MAX_DIMENSIONS)
-        return tuple(reader.integer("a dimension in 'shape'") for _ in range(count))
+    if key in ("shape", "whole"):
+        count = reader.array_size(f"'{key}'", limit=MAX_DIMENSIONS)
+        return tuple(reader.integer(f"a dimension in '{key}'") for _ in range(count))
     if key == "dtype":
         return reader.text("'dtype'", limit=_MAX_TEXT_SIZE)
     if key == "compressed":
         return reader.boolean("'compressed'")
-    if key == "data_size":
-        return reader.integer("'data_size'")
+    if key in ("data_size", "first", "parts"):
+        return reader.integer(f"'{key}'")
     if key in ("data", "pad"):
         return reader.binary(f"'{key}'")
-    if key == "images":
-        limit = len(reader.rest()) // _MIN_IMAGE_SIZE
-        count = reader.array_size("'images'", limit=limit)
-        return tuple([reader.binary(f"image {index} in 'images'") for index in range(count)])
+    if key in ("images", "blocks"):
+        limit = len(reader.rest()) // _MIN_BINARY_SIZE
+        count = reader.array_size(f"'{key}'", limit=limit)
+        return tuple([reader.binary(f"binary {index} in '{key}'") for index in range(count)])
     raise CorruptPayload(f"corrupt payload: unknown key {key!r}")
 
 
@@ -161,16 +187,34 @@ def _take_following(trailing: memoryview, fields: dict[str, object]) -> memoryvi
 def _make_envelope(fields: dict[str, object]) -> Envelope:
     if missing := _HEADER_KEYS - fields.keys():
         raise CorruptPayload(f"corrupt payload: key '{min(missing)}' is missing")
-    expected = "images" if fields["compressed"] else "data"
-    if fields.keys() != _HEADER_KEYS | {expected}:
-        found = sorted(fields.keys() - _HEADER_KEYS)
+    place = _take_place(fields)
+    expected = {"images", "blocks"} if fields["compressed"] else {"data"}
+    found = fields.keys() - _HEADER_KEYS
+    if len(found) != 1 or not found <= expected:
         raise CorruptPayload(
-            f"corrupt payload: compressed is {fields['compressed']}, so '{expected}' should "
-            f"hold the tensor; found {found}"
+            f"corrupt payload: compressed is {fields['compressed']}, so "
+            f"{' or '.join(map(repr, sorted(expected)))} should hold the tensor; "
+            f"found {sorted(found)}"
         )
     return Envelope(
         shape=fields["shape"],  # type: ignore[arg-type]  # _read_field made these types
         dtype=fields["dtype"],  # type: ignore[arg-type]
         data=fields.get("data"),  # type: ignore[arg-type]
         images=fields.get("images"),  # type: ignore[arg-type]
+        blocks=fields.get("blocks"),  # type: ignore[arg-type]
+        place=place,
     )
+
+
+def _take_place(fields: dict[str, object]) -> Place | None:
+    present = _PLACE_KEYS & fields.keys()
+    if not present:
+        return None
+    if missing := _PLACE_KEYS - present:
+        raise CorruptPayload(f"corrupt payload: a part without key '{min(missing)}'")
+    whole, first, count = (fields.pop(key) for key in ("whole", "first", "parts"))
+    if not 2 <= count <= LARGEST_PART_COUNT:  # type: ignore[operator]  # see above
+        raise CorruptPayload(
+            f"corrupt payload: a tensor in {count} parts, 2 to {LARGEST_PART_COUNT} are possible"
+        )
+    return Place(whole, first, count)  # type: ignore[arg-type]

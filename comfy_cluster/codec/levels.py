@@ -19,7 +19,6 @@ from comfy_cluster.codec.pieces import pieces
 
 Levels = npt.NDArray[np.uint8]
 
-CHANNEL_COUNTS = (1, 3, 4)  # spec.md section 8
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LEVEL_DTYPES = (torch.uint8, *FLOAT_DTYPES)
 _SCALE = 255.0
@@ -31,9 +30,9 @@ _PIECE = 1 << 16
 def item_layout(shape: Sequence[int]) -> tuple[int, int, int, int] | None:
     """(items, height, width, channels) of an image [B,H,W,C] or mask [B,H,W] or [H,W], else None.
 
-    None too for other channel counts than 1, 3, 4 and for zero-size tensors.
+    Any channel count: latents have such shapes too, but no levels. None for zero-size tensors.
     """
-    if len(shape) == 4 and shape[3] in CHANNEL_COUNTS:
+    if len(shape) == 4:
         layout = (shape[0], shape[1], shape[2], shape[3])
     elif len(shape) == 3:
         layout = (shape[0], shape[1], shape[2], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from comfy_cluster.codec.interruption import PIECE_SIZE, check_interruption
@@ -34,6 +35,13 @@ def _copy(values: torch.Tensor, target: torch.Tensor) -> None:
     for start in range(0, len(target), max(count, 1)):
         rows = slice(start, start + count) if count else start
         _copy(values[rows], target[rows])
+
+
+def copy_octets(source: memoryview, target: torch.Tensor) -> None:
+    """Bytes into a flat uint8 tensor of their size."""
+    octets = np.frombuffer(source, np.uint8)
+    for place, piece in pieces(target, PIECE_SIZE):
+        np.copyto(piece.numpy(), octets[place])
 
 
 def are_booleans(octets: torch.Tensor) -> bool:

@@ -37,6 +37,11 @@ _FOLLOWERS = {b"": (b"IHDR",), b"IHDR": (b"IDAT",), b"IDAT": (b"IDAT", b"IEND")}
 _MAX_INFLATION = 1032  # deflate: at most 258 bytes for two bits
 
 
+def fits_png(shape: tuple[int, int, int]) -> bool:
+    """Whether there is a pixel format for an image [H, W, C]."""
+    return shape[2] in _COLOR_TYPES
+
+
 def encode_png(levels: Levels) -> bytes:
     """A PNG file of levels [H, W, C], C in 1, 3, 4."""
     height, width, channels = levels.shape
@@ -81,6 +86,8 @@ def check_png(data: memoryview, shape: tuple[int, int, int]) -> None:
     Allocates nothing. Raises `CorruptPayload` for other dimensions, another pixel format, other
     chunks than ours, a wrong checksum, and for a file too small to hold such an image.
     """
+    if not fits_png(shape):
+        raise CorruptPayload(f"corrupt payload: PNG holds no image of shape {list(shape)}")
     height, width, channels = shape
     expected = (width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
     compressed_size = 0

@@ -8,96 +8,86 @@ takes long in pieces, so that it can be interrupted (`interruption.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from comfy_cluster.codec.blocks import check_blocks, decode_blocks, encode_blocks
 from comfy_cluster.codec.dtypes import DTYPE_NAMES, DTYPES
 from comfy_cluster.codec.envelope import (
     Envelope,
+    Head,
+    pack_blocks,
     pack_images,
     pack_raw_prefix,
     parse_envelope,
     tensor_size,
 )
+from comfy_cluster.codec.image_codecs import BLOCK_CODECS, CODECS, IMAGE_CODECS, codec_of_file
 from comfy_cluster.codec.interruption import check_interruption
 from comfy_cluster.codec.levels import (
     FLOAT_DTYPES,
     LEVEL_DTYPES,
     Levels,
     exact_levels,
+    fill_values,
     item_layout,
     levels_to_values,
     rounded_levels,
 )
+from comfy_cluster.codec.parts import Place
 from comfy_cluster.codec.payload import EncodedPayload
-from comfy_cluster.codec.pieces import are_booleans, as_booleans, copy_of
-from comfy_cluster.codec.png import SIGNATURE, check_png, decode_png, encode_png
+from comfy_cluster.codec.pieces import are_booleans, as_booleans, copy_octets, copy_of
 from comfy_cluster.errors import ConfigError, CorruptPayload, UnsupportedTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-ImageShape = tuple[int, int, int]  # height, width, channels
-
-
-@dataclass(frozen=True, slots=True)
-class ImageCodec:
-    """One 8-bit lossless image format. A new one: a file with these functions, a line below."""
-
-    name: str
-    signature: bytes
-    """The first bytes of each of its files: how `decode` knows it."""
-    encode: Callable[[Levels], bytes]
-    """Levels [H, W, C] to a file."""
-    check: Callable[[memoryview, ImageShape], None]
-    """`CorruptPayload` if the file does not declare that shape; before anything is allocated."""
-    decode: Callable[[memoryview, ImageShape], Levels]
-    """A file to levels [H, W, C]; `CorruptPayload` if it is broken."""
-
-
-IMAGE_CODECS = {"png": ImageCodec("png", SIGNATURE, encode_png, check_png, decode_png)}
-CODEC_CHOICES = ("auto", "raw", *IMAGE_CODECS)
+DEFAULT_CODEC = "png"  # every instance can decode it
 PRECISION_CHOICES = ("exact", "uint8")
 
 
 def encode(
     tensor: torch.Tensor,
     *,
-    codec: str = "auto",
+    codec: str = DEFAULT_CODEC,
     precision: str = "exact",
     is_image: bool = False,
+    place: Place | None = None,
 ) -> EncodedPayload:
     """Encode a tensor of any shape (at most 8 dimensions) and of a dtype in `dtypes.py`.
 
-    `codec`: "auto" sends 8-bit images ([B,H,W,C] with 1, 3 or 4 channels, [B,H,W] or [H,W]; uint8,
-    or float32 with every value exactly k/255) as PNG where that is smaller, all else raw; "png"
-    does so even where it is not smaller; "raw" never does.
+    `codec`, one of `CODECS`: "raw" sends the tensor's memory. All others send 8-bit images
+    ([B,H,W,C], [B,H,W] or [H,W]; uint8, or float32 with every value exactly k/255) in a form that
+    is named after them, and "lz4" and "zstd" make other tensors smaller too. Where that form cannot
+    hold the tensor, or is no smaller, it goes raw; `EncodedPayload.codec` tells.
 
     `precision`: "exact" gives the same bits at the other end. "uint8" rounds and clips float images
     and masks to 8 bits (NaN becomes 0; alpha stays), but only with `is_image=True`: no caller
     that does not know what a tensor is can spoil a latent. The dtype is kept.
 
+    `place`: the tensor is this part of a larger one.
+
     A raw payload's body is the memory of a contiguous CPU tensor itself (`EncodedPayload`).
 
     Raises `UnsupportedTensor`, or `ConfigError` for an unknown codec or precision.
     """
-    _check_choice("CODEC", codec, CODEC_CHOICES)
+    _check_choice("CODEC", codec, CODECS)
     _check_choice("IMAGE_PRECISION", precision, PRECISION_CHOICES)
     values = _plain_tensor(tensor)
-    if values.dtype not in LEVEL_DTYPES or item_layout(values.shape) is None:
-        return _encode_raw(values)
-    if precision == "uint8" and is_image and values.dtype in FLOAT_DTYPES:
-        levels = rounded_levels(values)
-        if codec == "raw":
-            return _encode_raw(levels_to_values(levels, values.dtype))
-        return _encode_levels(levels, values, codec, size_limit=None) or _encode_raw(values)
-    if codec == "raw" or (exact := exact_levels(values)) is None:
-        return _encode_raw(values)
-    size_limit = values.nbytes if codec == "auto" else None
-    return _encode_levels(exact, values, codec, size_limit=size_limit) or _encode_raw(values)
+    head = Head(tuple(values.shape), DTYPE_NAMES[values.dtype], place)
+    is_rounded = precision == "uint8" and is_image and values.dtype in FLOAT_DTYPES
+    payload = None
+    if values.dtype in LEVEL_DTYPES and item_layout(values.shape) is not None:
+        if is_rounded:
+            levels = rounded_levels(values)
+            payload = _encode_levels(levels, head, codec, size_limit=values.nbytes)
+            values = levels_to_values(levels, values.dtype) if payload is None else values
+        elif codec != "raw" and (exact := exact_levels(values)) is not None:
+            payload = _encode_levels(exact, head, codec, size_limit=values.nbytes)
+    if payload is None and codec in BLOCK_CODECS:
+        payload = _encode_blocks(values, head, codec)
+    return payload or _encode_raw(values, head)
 
 
 def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
@@ -132,79 +122,146 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return copy_of(tensor)
 
 
-def _encode_raw(values: torch.Tensor) -> EncodedPayload:
-    prefix = pack_raw_prefix(values.shape, DTYPE_NAMES[values.dtype], values.nbytes)
+def _encode_raw(values: torch.Tensor, head: Head) -> EncodedPayload:
+    octets = _octets_of(values)
+    return EncodedPayload(pack_raw_prefix(head, len(octets)), octets.numpy().data, "raw")
+
+
+def _octets_of(values: torch.Tensor) -> torch.Tensor:
     octets = values.reshape(-1).view(torch.uint8)
     if values.dtype == torch.bool and not are_booleans(octets):
-        octets = as_booleans(octets).view(torch.uint8)
-    return EncodedPayload(prefix, octets.numpy().data, "raw")
+        return as_booleans(octets).view(torch.uint8)
+    return octets
+
+
+def _encode_blocks(values: torch.Tensor, head: Head, codec: str) -> EncodedPayload | None:
+    if not values.numel():
+        return None
+    memory = _octets_of(values).numpy().data
+    blocks = encode_blocks(memory, codec, itemsize=values.itemsize)
+    if blocks is None:
+        return None
+    prefix, body = pack_blocks(head, blocks)
+    return EncodedPayload(prefix, memoryview(body), codec)
 
 
 def _encode_levels(
-    levels: torch.Tensor, values: torch.Tensor, codec: str, *, size_limit: int | None
+    levels: torch.Tensor, head: Head, codec: str, *, size_limit: int
 ) -> EncodedPayload | None:
     """Encode as images, one file an item; None as soon as that is no smaller than `size_limit`.
 
-    Each item must stay under its share of the limit on average so far: noise is given up after the
-    first image.
+    None too where the codec has no form for such images. Each item must stay under its share of the
+    limit on average so far: noise is given up after the first image.
     """
-    layout = item_layout(values.shape)
+    layout = item_layout(head.shape)
     assert layout is not None
-    image_codec = IMAGE_CODECS["png" if codec == "auto" else codec]
+    image_codec = IMAGE_CODECS.get(codec)
+    if image_codec is None or not image_codec.fits(layout[1:]):
+        return None
     images: list[bytes] = []
     total = 0
     for item in levels.reshape(layout).numpy():
         check_interruption()
         images.append(image_codec.encode(item))
         total += len(images[-1])
-        if size_limit is not None and total * layout[0] >= size_limit * len(images):
+        if total * layout[0] >= size_limit * len(images):
             return None
-    prefix, body = pack_images(values.shape, DTYPE_NAMES[values.dtype], images)
-    return EncodedPayload(prefix, memoryview(body), image_codec.name)
+    prefix, body = pack_images(head, images)
+    return EncodedPayload(prefix, memoryview(body), codec)
 
 
-def decode(data: Buffer, *, size_limit: int | None = None) -> torch.Tensor:
+Allocate = Callable[[int], memoryview]
+
+
+def decode(
+    data: Buffer, *, size_limit: int | None = None, allocate: Allocate | None = None
+) -> torch.Tensor:
     """Decode a payload into a contiguous, writable CPU tensor that owns or keeps alive its memory.
 
     A raw payload in writable, aligned memory is not copied: the tensor is a view of `data`. Other
-    payloads are checked first, then the tensor is allocated once; `size_limit` (bytes of that
-    tensor) bounds it: a small PNG may hold an image that is 1000 times larger.
+    payloads are checked first, then the tensor is allocated once, by `allocate(size)` if given;
+    `size_limit` (bytes of that tensor) bounds it: a small PNG may hold an image that is 1000 times
+    larger. Of a part (`parts.py`) it is that part.
 
     Raises `CorruptPayload` with what is wrong for anything that `encode` does not make.
     """
     envelope = parse_envelope(memoryview(data).cast("B"))
+    dtype, size = checked_head(envelope)
+    if envelope.data is not None:
+        return _view_raw(envelope.data, envelope.shape, dtype, size)
+    check_data(envelope, dtype, size)
+    values = allocate_tensor(envelope.shape, dtype, size_limit=size_limit, allocate=allocate)
+    decode_into(values.view(-1), envelope)
+    return values
+
+
+def checked_head(envelope: Envelope) -> tuple[torch.dtype, int]:
+    """The dtype of an envelope, and the bytes of its tensor; `CorruptPayload` if it has neither."""
     if (dtype := DTYPES.get(envelope.dtype)) is None:
         raise CorruptPayload(f"corrupt payload: unknown dtype {envelope.dtype!r}")
+    return dtype, _size_of(envelope.shape, dtype)
+
+
+def _size_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     try:
-        size = tensor_size(envelope.shape, dtype.itemsize)
+        return tensor_size(shape, dtype.itemsize)
     except ValueError as error:
         raise CorruptPayload(f"corrupt payload: {error}") from None
-    if envelope.data is not None:
-        return _decode_raw(envelope.data, envelope.shape, dtype, size)
+
+
+def allocate_tensor(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    size_limit: int | None,
+    allocate: Allocate | None,
+) -> torch.Tensor:
+    """A contiguous CPU tensor of any values; `CorruptPayload` above `size_limit` bytes."""
+    size = _size_of(shape, dtype)
     if size_limit is not None and size > size_limit:
         raise CorruptPayload(f"corrupt payload: a tensor of {size} bytes, {size_limit} allowed")
-    return _decode_items(envelope, dtype)
+    if allocate is None or not size:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(allocate(size), dtype=dtype).view(shape)
 
 
-def _decode_raw(
+def _view_raw(
     data: memoryview, shape: tuple[int, ...], dtype: torch.dtype, size: int
 ) -> torch.Tensor:
-    if len(data) != size:
-        raise CorruptPayload(
-            f"corrupt payload: {len(data)} bytes of data, {list(shape)} {dtype} takes {size}"
-        )
+    _check_raw(data, shape, dtype, size)
     if size == 0:
         return torch.empty(shape, dtype=dtype)
     # torch warns about read-only memory, because it would write to it all the same.
     octets = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=torch.uint8)
     if octets.data_ptr() % dtype.itemsize:
         octets = copy_of(octets)
-    if dtype == torch.bool and not are_booleans(octets):
-        raise CorruptPayload("corrupt payload: a bool that is neither 0 nor 1")
+    _check_booleans(octets, dtype)
     return octets.view(dtype).reshape(shape)
 
 
-def _decode_items(envelope: Envelope, dtype: torch.dtype) -> torch.Tensor:
+def _check_raw(data: memoryview, shape: tuple[int, ...], dtype: torch.dtype, size: int) -> None:
+    if len(data) != size:
+        raise CorruptPayload(
+            f"corrupt payload: {len(data)} bytes of data, {list(shape)} {dtype} takes {size}"
+        )
+
+
+def _check_booleans(octets: torch.Tensor, dtype: torch.dtype) -> None:
+    if dtype == torch.bool and not are_booleans(octets):
+        raise CorruptPayload("corrupt payload: a bool that is neither 0 nor 1")
+
+
+def check_data(envelope: Envelope, dtype: torch.dtype, size: int) -> None:
+    """`CorruptPayload` unless the data declare what the head does; allocates next to nothing."""
+    if envelope.data is not None:
+        _check_raw(envelope.data, envelope.shape, dtype, size)
+    elif envelope.blocks is not None:
+        check_blocks(envelope.blocks, size)
+    else:
+        _check_images(envelope, dtype)
+
+
+def _check_images(envelope: Envelope, dtype: torch.dtype) -> None:
     images = envelope.images
     assert images is not None
     layout = item_layout(envelope.shape)
@@ -214,20 +271,29 @@ def _decode_items(envelope: Envelope, dtype: torch.dtype) -> torch.Tensor:
         )
     if len(images) != layout[0]:
         raise CorruptPayload(f"corrupt payload: {len(images)} images for {layout[0]} items")
-    shape = layout[1:]
-    codecs = [_codec_of(image) for image in images]
-    for codec, image in zip(codecs, images, strict=True):
+    for image in images:
         check_interruption()
-        codec.check(image, shape)
-    levels = np.empty(layout, dtype=np.uint8)
-    for item, codec, image in zip(levels, codecs, images, strict=True):
-        check_interruption()
-        item[...] = codec.decode(image, shape)
-    return levels_to_values(torch.from_numpy(levels).reshape(envelope.shape), dtype)
+        codec_of_file(image).check(image, layout[1:])
 
 
-def _codec_of(image: memoryview) -> ImageCodec:
-    for codec in IMAGE_CODECS.values():
-        if image[: len(codec.signature)] == codec.signature:
-            return codec
-    raise CorruptPayload(f"corrupt payload: unknown image format {bytes(image[:8])!r}")
+def decode_into(values: torch.Tensor, envelope: Envelope) -> None:
+    """Fills the flat tensor `values` from an envelope that `check_data` let pass."""
+    if envelope.images is not None:
+        layout = item_layout(envelope.shape)
+        assert layout is not None
+        for item, image in zip(values.view(layout[0], -1), envelope.images, strict=True):
+            check_interruption()
+            levels = codec_of_file(image).decode(image, layout[1:])
+            fill_values(_tensor_of(levels), item)
+        return
+    octets = values.view(torch.uint8)
+    if envelope.blocks is not None:
+        decode_blocks(envelope.blocks, octets.numpy())
+    elif envelope.data is not None and len(envelope.data):
+        copy_octets(envelope.data, octets)
+    _check_booleans(octets, values.dtype)
+
+
+def _tensor_of(levels: Levels) -> torch.Tensor:
+    # torch warns about read-only memory; these are only read.
+    return torch.from_numpy(levels if levels.flags.writeable else levels.copy())

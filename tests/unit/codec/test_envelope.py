@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfy_cluster.codec import envelope
-from comfy_cluster.codec.envelope import pack_images, pack_raw_prefix, parse_envelope, tensor_size
+from comfy_cluster.codec.envelope import (
+    Head,
+    pack_images,
+    pack_raw_prefix,
+    parse_envelope,
+    tensor_size,
+)
 from comfy_cluster.errors import CorruptPayload
 
 examples = settings(max_examples=60, deadline=None, derandomize=True)
@@ -25,7 +31,7 @@ def parse(value: Any) -> envelope.Envelope:
 @examples
 @given(dimensions, st.binary(max_size=70_000))
 def test_raw_envelope_is_plain_msgpack_with_aligned_data(shape: list[int], data: bytes) -> None:
-    prefix = pack_raw_prefix(shape, "bfloat16", len(data))
+    prefix = pack_raw_prefix(Head(tuple(shape), "bfloat16"), len(data))
     assert len(prefix) % 64 == 0
     fields = msgpack.unpackb(prefix + data)
     assert set(fields.pop("pad")) <= {0}
@@ -38,7 +44,7 @@ def test_raw_envelope_is_plain_msgpack_with_aligned_data(shape: list[int], data:
 @examples
 @given(dimensions, st.lists(st.binary(min_size=16, max_size=300), max_size=70))
 def test_image_envelope_is_plain_msgpack(shape: list[int], images: list[bytes]) -> None:
-    prefix, body = pack_images(shape, "float32", images)
+    prefix, body = pack_images(Head(tuple(shape), "float32"), images)
     assert len(prefix) % 64 == 0
     fields = msgpack.unpackb(prefix + body)
     fields.pop("pad")
@@ -56,7 +62,7 @@ def test_keys_in_any_order_and_without_pad() -> None:
 
 def test_data_over_4_gib_follows_the_map() -> None:
     size = 5 << 30
-    prefix = pack_raw_prefix([size], "uint8", size)
+    prefix = pack_raw_prefix(Head((size,), "uint8"), size)
     assert len(prefix) % 64 == 0
     fields = msgpack.unpackb(prefix)
     fields.pop("pad")
