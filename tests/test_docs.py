@@ -18,8 +18,11 @@ from typing import Any, get_args
 
 import pytest
 
+from comfy_cluster.cluster.choice import CodecChooser
+from comfy_cluster.cluster.forecast import CodecSpeeds
 from comfy_cluster.codec.envelope import Head, pack_raw_prefix
 from comfy_cluster.codec.payload import digest_of
+from comfy_cluster.config import ClusterConfig
 from comfy_cluster.protocol.incoming_buffer import IncomingState
 from comfy_cluster.protocol.outgoing_buffer import OutgoingState
 from comfy_cluster.protocol.stats import ProtocolStats
@@ -289,6 +292,13 @@ def test_loop_counters_are_documented() -> None:
 def test_protocol_counters_are_documented() -> None:
     fields = [field.name for field in dataclasses.fields(ProtocolStats)]
     assert [row[0] for row in rows_of("docs/protocol.md", "counters protocol")] == fields
+
+
+def test_codec_counters_are_documented() -> None:
+    chooser = CodecChooser(ClusterConfig(), CodecSpeeds(), thread_count=1)
+    assert [row[0] for row in rows_of("docs/protocol.md", "counters codecs")] == list(
+        chooser.stats()
+    )
 
 
 def test_shared_memory_counters_and_records_are_documented() -> None:

@@ -21,17 +21,20 @@ from types import TracebackType
 import torch
 
 from comfy_cluster.cluster.budget import ByteBudget
+from comfy_cluster.cluster.choice import CodecChooser
 from comfy_cluster.cluster.codec_pool import CodecPool
 from comfy_cluster.cluster.collectives import LEADER, Collectives, required
-from comfy_cluster.cluster.info import ClusterInfo, PeerSummary
+from comfy_cluster.cluster.forecast import CodecSpeeds
+from comfy_cluster.cluster.info import ROUNDING_TEXT, ClusterInfo, PeerSummary
 from comfy_cluster.cluster.jobs import Jobs
 from comfy_cluster.cluster.keys import CollectiveKey
+from comfy_cluster.cluster.links import Link, link_to
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
 from comfy_cluster.cluster.ports import PeerEvent, Transport
 from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
-from comfy_cluster.config import ClusterConfig, role_of
+from comfy_cluster.config import ClusterConfig, ImagePrecision, role_of
 from comfy_cluster.discovery.base import Address, Discovery, address_text
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
 from comfy_cluster.protocol.events import PeerConnected, PeerLost
@@ -40,7 +43,7 @@ from comfy_cluster.transport.peer_info import PeerInfo
 
 logger = logging.getLogger("comfy_cluster.cluster")
 
-LARGEST_CODEC_THREAD_COUNT = 4  # PNG gains no more; ComfyUI needs the other cores
+LARGEST_CODEC_THREAD_COUNT = 4  # they keep up with 10 Gbit/s; ComfyUI needs the other cores
 CLOSE_TIMEOUT = 2.0  # seconds in all; what an ending process may be kept waiting
 # Two instances that lose a peer heard from it last one heartbeat apart at most; one more to spare.
 LOSS_SKEW_HEARTBEATS = 2
@@ -70,7 +73,9 @@ class Cluster:
         self._running_jobs: set[str] = set()
         self._running_lock = threading.Lock()
         self._is_closed = False
-        self._pool = CodecPool(min(LARGEST_CODEC_THREAD_COUNT, os.cpu_count() or 1))
+        thread_count = min(LARGEST_CODEC_THREAD_COUNT, os.cpu_count() or 1)
+        self._pool = CodecPool(thread_count)
+        self._chooser = CodecChooser(config, CodecSpeeds(), thread_count=thread_count)
         self._collectives = None if transport is None else self._make_collectives(transport)
 
     def _make_collectives(self, transport: Transport) -> Collectives:
@@ -78,7 +83,13 @@ class Cluster:
         # instances that wait for each other's memory would wait for ever.
         budget = ByteBudget(self.config.memory_budget // 2)
         payloads = Payloads(
-            self.config, transport, executor=self._pool, budget=budget, plan=self._plan_routes
+            self.config,
+            transport,
+            executor=self._pool,
+            budget=budget,
+            chooser=self._chooser,
+            link_to=lambda peers, size: self._link_to(transport, peers, size),
+            plan=self._plan_routes,
         )
         return Collectives(
             self.config.instance_index,
@@ -100,6 +111,14 @@ class Cluster:
             shares_memory=self._shares_memory,
         )
 
+    def _link_to(self, transport: Transport, peers: Collection[int], size: int) -> Link:
+        return link_to(
+            peers,
+            membership=self._membership,
+            transport=transport,
+            is_relayed=bool(self._plan_routes(peers, size).chain),
+        )
+
     def _shares_memory(self, peer: int) -> bool:
         return self._transport is not None and self._transport.shares_memory(peer)
 
@@ -114,6 +133,8 @@ class Cluster:
         self._membership.ready.add_done_callback(self._on_ready)
         if self._transport is None or self._discovery is None:
             return
+        if self.config.image_precision is ImagePrecision.UINT8:
+            logger.info("= %s", ROUNDING_TEXT)
         try:
             self._transport.add_peer_listener(self._on_peer_event)
             self._transport.start()
@@ -319,7 +340,8 @@ class Cluster:
             cluster_id=config.cluster_id,
             engine=self._engine_name,
             peers=() if transport is None else tuple(map(_peer_summary, transport.peers())),
-            stats={} if transport is None else dict(transport.stats()),
+            stats={} if transport is None else {**transport.stats(), **self._chooser.stats()},
+            image_precision=config.image_precision,
         )
 
     # Called by the layers below.

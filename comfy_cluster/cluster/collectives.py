@@ -19,6 +19,7 @@ from comfy_cluster.cluster.keys import CollectiveKey
 from comfy_cluster.cluster.payloads import Payloads
 from comfy_cluster.errors import LocalProtocolError, WorkflowError
 from comfy_cluster.transport.handle import Executor, Handle, all_of
+from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType
 
 LEADER = 0  # spec.md section 1
@@ -144,12 +145,18 @@ class Collectives:
 
     def _receive(self, call: _Call, source: int) -> Handle[torch.Tensor]:
         job_id = call.key.job_id
-        arriving = self._payloads.claim(call.key.from_source(source), peer=source)
-        arriving.description = f"{call} from instance {source}"
-        self._jobs.track_arriving(job_id, arriving, source=source)
-        # A peer that is lost while its tensor is decoded is not needed any more.
-        decoded = self._payloads.decode(arriving, peer=source)
-        return self._jobs.explained(job_id, decoded, peers=frozenset(self._peers()))
+        description = f"{call} from instance {source}"
+
+        def track_arriving(arriving: Handle[ReceivedBuffer]) -> None:
+            # A peer that is lost while its tensor is decoded is not needed any more.
+            arriving.description = description
+            self._jobs.track_arriving(job_id, arriving, source=source)
+
+        received = self._payloads.receive(
+            call.key.from_source(source), peer=source, on_arriving=track_arriving
+        )
+        received.description = description
+        return self._jobs.explained(job_id, received, peers=frozenset(self._peers()))
 
     def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
         job_id = call.key.job_id

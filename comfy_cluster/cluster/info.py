@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from comfy_cluster.cluster.state import InstanceState
-from comfy_cluster.config import RegistrationMode, Role
+from comfy_cluster.config import ImagePrecision, RegistrationMode, Role
+
+ROUNDING_TEXT = (
+    "COMFY_CLUSTER_IMAGE_PRECISION=uint8: images and masks are rounded to 8 bits on their way, so"
+    " pixels are not exact"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,8 @@ class ClusterInfo:
     """`compiled`, `pure Python`, or `none` for a cluster of one."""
     peers: tuple[PeerSummary, ...] = ()
     stats: Mapping[str, int] = field(default_factory=dict)
-    """The transport's counters by name; docs/protocol.md defines them."""
+    """Counters by name; docs/protocol.md defines them."""
+    image_precision: ImagePrecision = ImagePrecision.EXACT
 
     def text(self) -> str:
         """Several lines for people; `Connected: n/m instances` is among them."""
@@ -68,6 +74,7 @@ class ClusterInfo:
             f" (work starts with {self.min_instances})",
             f"Cluster {self.cluster_id}, registration {self.registration_mode}, "
             f"engine {self.engine}",
+            *([ROUNDING_TEXT] if self.image_precision is ImagePrecision.UINT8 else []),
             *(peer.text() for peer in self.peers),
         ]
         counted = {name: count for name, count in sorted(self.stats.items()) if count}

@@ -27,6 +27,7 @@ class Membership:
         self._min_instances = config.min_instances
         self._addresses: dict[int, Address] = {}
         self._connected: set[int] = {config.instance_index}
+        self._codecs: dict[int, tuple[str, ...]] = {}
         self._refused: dict[int, str] = {}
         self._lock = threading.Lock()
         self.ready: Handle[None] = Handle("waiting for the other instances")
@@ -54,6 +55,10 @@ class Membership:
         """The IP literal where `peer` is; empty while it is not known."""
         address = self._addresses.get(peer)
         return "" if address is None else address[0]
+
+    def codecs_of(self, peer: int) -> tuple[str, ...]:
+        """What `peer` said that it can decode; () where it said nothing, or never connected."""
+        return self._codecs.get(peer, ())
 
     def handle_event(self, event: PeerEvent) -> None:
         """Takes in what the transport reports, and logs it."""
@@ -83,6 +88,7 @@ class Membership:
             self._connected.add(event.peer)
             self._refused.pop(event.peer, None)
             self._addresses[event.peer] = event.address
+            self._codecs[event.peer] = event.codecs
         logger.info("= %s is connected. %s", self._name(event.peer), self.summary())
         if self.connected_count == self._count:
             logger.info("All instances registered. %s", self.summary())

@@ -1,34 +1,58 @@
-"""Tensors out to peers and in from peers: encoding and decoding around one transfer each.
+"""Tensors out to peers and in from peers: codec, budget and transport around one tensor each.
 
 Used by the collectives. Knows no collective: it is told the key, the peers and the message type.
 
 How it works: nothing is encoded before its turn in a byte budget, so that ten queued batches do not
 hold ten encoded copies. What costs no memory (the raw form of a contiguous tensor *is* the tensor)
 waits for nobody. Codec work runs on the codec pool, one piece after the other starts when a handle
-completes, and no thread ever waits for another one.
+completes, and no thread ever waits for another one. A tensor that is encoded goes in parts
+(`sending.py`), and is put together part by part; the first part says how many there are.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from comfy_cluster import codec, identity
-from comfy_cluster.cluster.budget import Admission, ByteBudget
+from comfy_cluster.cluster.budget import ByteBudget
+from comfy_cluster.cluster.choice import RAW, Choice, CodecChooser
+from comfy_cluster.cluster.forecast import Stage, Work
+from comfy_cluster.cluster.links import Link
 from comfy_cluster.cluster.ports import Transport
 from comfy_cluster.cluster.routes import Routes
-from comfy_cluster.codec import EncodedPayload
-from comfy_cluster.config import ClusterConfig, Codec
+from comfy_cluster.cluster.sending import Sending, Transfers
+from comfy_cluster.codec import Assembly, EncodedPayload, Part
+from comfy_cluster.codec.device import when_written
+from comfy_cluster.config import ClusterConfig
 from comfy_cluster.errors import CorruptPayload
-from comfy_cluster.transport.handle import Executor, Handle, all_ended
+from comfy_cluster.transport.handle import Executor, Handle, all_of
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType, TransferKey
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-def _to_each(peers: Collection[int], size: int) -> Routes:
-    return Routes(tuple(sorted(peers)))
+OnTransfer = Callable[[int, Handle[None]], Handle[None]]
+OnArriving = Callable[[Handle[ReceivedBuffer]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """A tensor that is to be sent."""
+
+    tensor: torch.Tensor
+    key: TransferKey
+    message_type: MessageType
+    is_image: bool
+    on_transfer: OnTransfer
+    written: torch.cuda.Event | None
 
 
 class Payloads:
@@ -41,16 +65,23 @@ class Payloads:
         *,
         executor: Executor,
         budget: ByteBudget,
-        plan: Callable[[Collection[int], int], Routes] = _to_each,
+        chooser: CodecChooser,
+        link_to: Callable[[Collection[int], int], Link],
+        plan: Callable[[Collection[int], int], Routes],
     ) -> None:
-        """`plan(peers, size)` says which way a payload goes."""
-        self._config = config
+        """`plan(peers, size)` says which way a payload goes, `link_to` what is known of it."""
         self._transport = transport
         self._executor = executor
         self._budget = budget
+        self._chooser = chooser
+        self._speeds = chooser.speeds
+        self._link_to = link_to
         self._plan = plan
+        self._precision = str(config.image_precision)
         # A few bytes may decode to a tensor many times larger: it must at least fit the machine.
         self._decoded_size_limit = identity.total_memory()
+
+    # Out
 
     def send(
         self,
@@ -60,106 +91,170 @@ class Payloads:
         key: TransferKey,
         message_type: MessageType,
         is_image: bool,
-        on_transfer: Callable[[int, Handle[None]], Handle[None]],
+        on_transfer: OnTransfer,
     ) -> Handle[None]:
         """Encodes once and sends to all `peers` at the same time; done when each has it.
 
         A peer that fails ends no transfer to another one; its error is told when all have ended.
 
         `tensor` must not be changed in place before that. `on_transfer(peer, handle)` is called for
-        each transfer when it begins, on a codec thread, and returns the handle to wait for.
+        each transfer (a tensor in parts has several to each peer) when it begins, and returns the
+        handle to wait for.
         """
         if not peers:
             return Handle.completed(None)
-        codec_name = self._codec_for(peers)
+        outgoing = _Outgoing(tensor, key, message_type, is_image, on_transfer, when_written(tensor))
+        link = self._link_to(peers, tensor.nbytes)
 
-        def send_encoded(payload: EncodedPayload) -> Handle[None]:
-            transfers = self._transfers(payload, peers, key=key, message_type=message_type)
-            return all_ended([on_transfer(peer, transfers[peer]) for peer in sorted(transfers)])
+        def begin(choice: Choice) -> Handle[None]:
+            return self._send_as(choice, outgoing, peers, link)
 
-        def begin(admission: Admission) -> Handle[None]:
-            def encode(tensor: torch.Tensor) -> EncodedPayload:
-                return self._encode(tensor, admission, codec_name, is_image=is_image)
+        quick = self._chooser.quick_choice(tensor, link)
+        if quick is not None:
+            return begin(quick)
+        choose = partial(self._chooser.choose, link=link, is_image=is_image)
+        return Handle.completed(tensor).then(choose, self._executor).and_then(begin)
 
-            encoded = Handle.completed(tensor).then(encode, self._executor)
-            sent = encoded.and_then(send_encoded)
-            sent.add_done_callback(lambda _: admission.release())
-            return sent
-
-        cost = encoding_cost(tensor, codec_name=codec_name)
-        admitted = self._budget.admit(cost)
-        return admitted.and_then(begin, on_dropped=Admission.release)
-
-    def _codec_for(self, peers: Collection[int]) -> str:
-        """What shared memory carries is not made smaller first: that takes longer than copying."""
-        are_here = all(self._transport.shares_memory(peer) for peer in peers)
-        return str(
-            Codec.RAW if are_here and self._config.codec is Codec.AUTO else self._config.codec
+    def _send_as(
+        self, choice: Choice, outgoing: _Outgoing, peers: Collection[int], link: Link
+    ) -> Handle[None]:
+        self._chooser.count(choice, outgoing.tensor)
+        sending = Sending(
+            _parts_for(outgoing.tensor, choice.codec, link),
+            peers,
+            codec=choice.codec,
+            encode=partial(self._encode, outgoing=outgoing, codec_name=choice.codec),
+            transfer=partial(self._transfer, outgoing),
+            executor=self._executor,
+            budget=self._budget,
         )
+        return sending.start()
 
-    def _transfers(
-        self,
-        payload: EncodedPayload,
-        peers: Collection[int],
-        *,
-        key: TransferKey,
-        message_type: MessageType,
-    ) -> dict[int, Handle[None]]:
-        """Begins to send; the handles by peer."""
+    def _encode(self, part: Part, *, outgoing: _Outgoing, codec_name: str) -> EncodedPayload:
+        begun_at = time.perf_counter()
+        payload = codec.encode(
+            part.values,
+            codec=codec_name,
+            precision=self._precision,
+            is_image=outgoing.is_image,
+            place=part.place,
+            written=outgoing.written,
+        )
+        if part.values.device.type == "cpu":  # else most of the time was the copy's
+            stage = Stage(payload.codec, Work.ENCODE, payload.holds_levels)
+            self._speeds.learn(stage, part.values, seconds=time.perf_counter() - begun_at)
+        return payload
+
+    def _transfer(
+        self, outgoing: _Outgoing, part: Part, payload: EncodedPayload, peers: Collection[int]
+    ) -> Transfers:
+        """Begins to send a part; the handles by peer."""
         transport, routes = self._transport, self._plan(peers, payload.size)
+        key = dataclasses.replace(outgoing.key, part=part.index)
+        kind = outgoing.message_type
         transfers = {
-            peer: transport.send_buffer(peer, key, payload, message_type=message_type)
+            peer: transport.send_buffer(peer, key, payload, message_type=kind)
             for peer in routes.direct
         }
         if routes.chain:
-            transfers |= transport.send_chain(routes.chain, key, payload, message_type=message_type)
-        return transfers
+            transfers |= transport.send_chain(routes.chain, key, payload, message_type=kind)
+        return {peer: outgoing.on_transfer(peer, transfers[peer]) for peer in sorted(transfers)}
 
     def allocate(self, size: int) -> memoryview:
         """Memory for what payloads are joined into. Raises MemoryError."""
         return self._transport.allocate(size)
 
-    def claim(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
-        """The payload that `peer` sends under `key`."""
-        return self._transport.receive_buffer(key, peer=peer)
+    # In
 
-    def decode(self, arriving: Handle[ReceivedBuffer], *, peer: int) -> Handle[torch.Tensor]:
-        """The tensor in a payload from `peer`, once that has arrived."""
+    def receive(
+        self, key: TransferKey, *, peer: int, on_arriving: OnArriving
+    ) -> Handle[torch.Tensor]:
+        """The tensor that `peer` sends under `key`.
 
-        def decode_received(received: ReceivedBuffer) -> torch.Tensor:
+        `on_arriving(handle)` is called for each payload that it comes in, once that is asked for.
+        """
+
+        def claim(part: int) -> Handle[ReceivedBuffer]:
+            part_key = dataclasses.replace(key, part=part)
+            arriving = self._transport.receive_buffer(part_key, peer=peer)
+            on_arriving(arriving)
+            return arriving
+
+        def begin(received: ReceivedBuffer) -> Handle[torch.Tensor]:
             try:
-                return codec.decode(received.data, size_limit=self._decoded_size_limit)
-            except CorruptPayload as error:
-                raise CorruptPayload(f"from instance {peer}: {error}") from error
+                contents = _from_peer(peer, codec.contents_of, received.data)
+                if contents.place is None:
+                    tensor = _from_peer(peer, self._decode, received.data, contents)
+                    return Handle.completed(tensor)
+                return self._assemble(received, contents, claim, peer=peer)
             finally:
                 received.release()
 
-        return arriving.then(decode_received, self._executor, on_dropped=ReceivedBuffer.release)
+        return claim(0).and_then(begin, self._executor, on_dropped=ReceivedBuffer.release)
 
-    def _encode(
-        self, tensor: torch.Tensor, admission: Admission, codec_name: str, *, is_image: bool
-    ) -> EncodedPayload:
-        payload = codec.encode(
-            tensor,
-            codec=codec_name,
-            precision=str(self._config.image_precision),
-            is_image=is_image,
+    def _assemble(
+        self,
+        first: ReceivedBuffer,
+        contents: codec.Contents,
+        claim: Callable[[int], Handle[ReceivedBuffer]],
+        *,
+        peer: int,
+    ) -> Handle[torch.Tensor]:
+        """The whole of which `first` is the first part."""
+        assert contents.place is not None
+        assembly = _from_peer(peer, self._make_assembly, first.data)
+
+        def add(index: int, received: ReceivedBuffer) -> None:
+            try:
+                _from_peer(peer, self._add, assembly, index, received.data)
+            finally:
+                received.release()
+
+        others = [
+            claim(index).then(
+                partial(add, index), self._executor, on_dropped=ReceivedBuffer.release
+            )
+            for index in range(1, contents.place.count)
+        ]
+        added = all_of(others)
+        try:
+            _from_peer(peer, self._add, assembly, 0, first.data)
+        except BaseException as error:
+            added.abandon(error)
+        return added.then(lambda _: _from_peer(peer, assembly.finish))
+
+    def _make_assembly(self, first: Buffer) -> Assembly:
+        limit = self._decoded_size_limit
+        return Assembly(first, size_limit=limit, allocate=self._transport.allocate)
+
+    def _decode(self, data: Buffer, contents: codec.Contents) -> torch.Tensor:
+        begun_at = time.perf_counter()
+        tensor = codec.decode(
+            data, size_limit=self._decoded_size_limit, allocate=self._transport.allocate
         )
-        admission.shrink_to(0 if _shares_memory(payload, tensor) else payload.size)
-        return payload
+        stage = Stage(contents.codec, Work.DECODE, contents.holds_levels)
+        self._speeds.learn(stage, tensor, seconds=time.perf_counter() - begun_at)
+        return tensor
+
+    def _add(self, assembly: Assembly, index: int, data: Buffer) -> None:
+        contents = codec.contents_of(data)
+        begun_at = time.perf_counter()
+        values = assembly.add(index, data)
+        stage = Stage(contents.codec, Work.DECODE, contents.holds_levels)
+        self._speeds.learn(stage, values, seconds=time.perf_counter() - begun_at)
 
 
-def encoding_cost(tensor: torch.Tensor, *, codec_name: str) -> int:
-    """Bytes that encoding may take beside the tensor itself: an estimate, made before it begins."""
-    is_plain = tensor.device.type == "cpu" and tensor.is_contiguous()
-    copied = 0 if is_plain else tensor.nbytes
-    may_be_image = tensor.dtype == torch.uint8 or tensor.is_floating_point()
-    if codec_name == "raw" or not may_be_image or tensor.ndim not in (2, 3, 4):
-        return copied
-    return copied + tensor.numel()  # a byte for each value; PNG makes noise hardly larger
+def _parts_for(tensor: torch.Tensor, codec_name: str, link: Link) -> list[Part]:
+    """One part where the tensor's own memory is sent: it goes without a copy, whole."""
+    is_copied = codec_name != RAW or tensor.device.type != "cpu" or not tensor.is_contiguous()
+    if is_copied and link.takes_parts:
+        return codec.parts_of(tensor)
+    return [Part(0, tensor, None)]
 
 
-def _shares_memory(payload: EncodedPayload, tensor: torch.Tensor) -> bool:
-    if payload.codec != "raw" or tensor.device.type != "cpu":
-        return False
-    return int(np.frombuffer(payload.body, np.uint8).ctypes.data) == tensor.data_ptr()
+def _from_peer(peer: int, fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls it; what is corrupt then says from whom it came."""
+    try:
+        return fn(*arguments)
+    except CorruptPayload as error:
+        raise CorruptPayload(f"from instance {peer}: {error}") from error

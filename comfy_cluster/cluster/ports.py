@@ -45,6 +45,9 @@ class Transport(Protocol):
     def shares_memory(self, peer: int) -> bool:
         """Whether payloads to and from `peer` need no network: it is on this machine."""
 
+    def bandwidth_to(self, peer: int) -> float:
+        """Bytes a second that the path to `peer` was seen to carry; 0.0: not known yet."""
+
     def send_buffer(
         self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType
     ) -> Handle[None]:

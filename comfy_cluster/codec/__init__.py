@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from comfy_cluster.codec.payload import EncodedPayload, digest_of
 
 if TYPE_CHECKING:
-    from comfy_cluster.codec.assembly import Assembly, place_of
+    from comfy_cluster.codec.assembly import Assembly, Contents, contents_of
     from comfy_cluster.codec.image_codecs import CODECS, available_codecs
     from comfy_cluster.codec.parts import Part, Place, parts_of
     from comfy_cluster.codec.tensors import PRECISION_CHOICES, decode, encode
 
 _MODULES = {
     "Assembly": "assembly",
-    "place_of": "assembly",
+    "Contents": "assembly",
+    "contents_of": "assembly",
     "CODECS": "image_codecs",
     "available_codecs": "image_codecs",
     "Part": "parts",
@@ -35,15 +36,16 @@ __all__ = [
     "CODECS",
     "PRECISION_CHOICES",
     "Assembly",
+    "Contents",
     "EncodedPayload",
     "Part",
     "Place",
     "available_codecs",
+    "contents_of",
     "decode",
     "digest_of",
     "encode",
     "parts_of",
-    "place_of",
 ]
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from comfy_cluster.codec.blosc import compressor_of
 from comfy_cluster.codec.envelope import Envelope, parse_envelope
+from comfy_cluster.codec.image_codecs import name_of_file
 from comfy_cluster.codec.parts import Place
 from comfy_cluster.codec.tensors import (
     Allocate,
@@ -26,12 +29,23 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-def place_of(data: Buffer) -> Place | None:
-    """Where a payload's tensor belongs in a larger one; None: it is all of it.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a payload says of itself."""
 
-    Raises `CorruptPayload`.
-    """
-    return parse_envelope(memoryview(data).cast("B")).place
+    codec: str
+    holds_levels: bool
+    place: Place | None
+    """Where its tensor belongs in a larger one; None: it is all of it."""
+
+
+def contents_of(data: Buffer) -> Contents:
+    """Looks at the envelope, and at the first bytes of what is compressed. `CorruptPayload`."""
+    envelope = parse_envelope(memoryview(data).cast("B"))
+    if envelope.images:
+        return Contents(name_of_file(envelope.images[0]), True, envelope.place)
+    name = compressor_of(envelope.blocks[0]) if envelope.blocks else "raw"
+    return Contents(name, False, envelope.place)
 
 
 class Assembly:
@@ -56,13 +70,18 @@ class Assembly:
         self._lock = threading.Lock()  # guards the field below
         self._spans: dict[int, tuple[int, int]] = {}
 
-    def add(self, index: int, data: Buffer) -> None:
-        """Decodes part `index`. Raises `CorruptPayload` where it does not belong here."""
+    def add(self, index: int, data: Buffer) -> torch.Tensor:
+        """Decodes part `index`, and returns its values: a flat view of the tensor's memory.
+
+        Raises `CorruptPayload` where it does not belong here.
+        """
         envelope = parse_envelope(memoryview(data).cast("B"))
         first, end = self._take_span(index, envelope)
         dtype, size = checked_head(envelope)
         check_data(envelope, dtype, size)
-        decode_into(self._flat[first:end], envelope)
+        values = self._flat[first:end]
+        decode_into(values, envelope)
+        return values
 
     def _take_span(self, index: int, envelope: Envelope) -> tuple[int, int]:
         place = envelope.place

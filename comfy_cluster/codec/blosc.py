@@ -32,7 +32,7 @@ _BIT_SHUFFLE = 2
 _HEADER = struct.Struct("<BBBBIII")
 HEADER_SIZE = _HEADER.size
 _FORMAT_VERSION = 2
-_COMPRESSOR_CODES = (1, 4)  # of LZ4 and Zstandard, in the three upper bits of the flags
+_COMPRESSOR_CODES = {1: "lz4", 4: "zstd"}  # in the three upper bits of the flags
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -82,6 +82,14 @@ def check(data: memoryview, size: int) -> None:
         or not 0 < block_size <= max(size, 1)
     ):
         raise CorruptPayload(f"corrupt payload: Blosc header {data[:HEADER_SIZE].hex()}")
+
+
+def compressor_of(data: memoryview) -> str:
+    """Which of `COMPRESSORS` made data that `check` would let pass; `CorruptPayload` if none."""
+    name = _COMPRESSOR_CODES.get(data[2] >> 5) if len(data) >= HEADER_SIZE else None
+    if name is None:
+        raise CorruptPayload("corrupt payload: the Blosc data are of no compressor that we use")
+    return name
 
 
 def decompress(data: memoryview, target: npt.NDArray[np.uint8]) -> None:

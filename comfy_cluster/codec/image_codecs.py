@@ -98,3 +98,11 @@ def codec_of_file(file: memoryview) -> ImageCodec:
         if file[: len(codec.signature)] == codec.signature:
             return codec
     raise CorruptPayload(f"corrupt payload: unknown image format {bytes(file[:8])!r}")
+
+
+def name_of_file(file: memoryview) -> str:
+    """The codec that made a file; `CorruptPayload` where it is none of ours."""
+    codec = codec_of_file(file)
+    if codec.signature == level_files.BANDS_SIGNATURE:  # of several codecs
+        return level_files.compressor_of_bands(file)
+    return codec.name

@@ -123,6 +123,11 @@ def _bands(data: memoryview, shape: tuple[int, int, int]) -> Iterator[tuple[int,
         raise CorruptPayload(f"corrupt payload: {len(data) - offset} bytes after the last band")
 
 
+def compressor_of_bands(file: memoryview) -> str:
+    """Which of `blosc.COMPRESSORS` made a CCL1 file; `CorruptPayload` if none."""
+    return blosc.compressor_of(file[HEADER_SIZE + _BAND_HEAD.size :])
+
+
 def decode_plain(data: memoryview, shape: tuple[int, int, int]) -> Levels:
     """Levels [H, W, C]: a view of a file that `check_plain` let pass."""
     return np.frombuffer(data[HEADER_SIZE:], np.uint8).reshape(shape)

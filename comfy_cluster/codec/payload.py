@@ -71,6 +71,8 @@ class EncodedPayload:
     prefix: bytes
     body: memoryview
     codec: str
+    holds_levels: bool = False
+    """It is of 8-bit levels, not of the tensor's memory."""
 
     def __post_init__(self) -> None:
         if self.body.format != "B" or self.body.ndim != 1 or not self.body.c_contiguous:

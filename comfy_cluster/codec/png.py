@@ -14,13 +14,16 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from comfy_cluster.codec.interruption import PIECE_SIZE, check_interruption
-from comfy_cluster.codec.levels import Levels
 from comfy_cluster.errors import CorruptPayload
+
+if TYPE_CHECKING:
+    from comfy_cluster.codec.levels import Levels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # zlib level 1 and the "up" filter for every row: on photographs twice as fast as Pillow's choice of

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from comfy_cluster.codec.blocks import check_blocks, decode_blocks, encode_blocks
+from comfy_cluster.codec.device import pinned_copy
 from comfy_cluster.codec.dtypes import DTYPE_NAMES, DTYPES
 from comfy_cluster.codec.envelope import (
     Envelope,
@@ -54,6 +55,7 @@ def encode(
     precision: str = "exact",
     is_image: bool = False,
     place: Place | None = None,
+    written: torch.cuda.Event | None = None,
 ) -> EncodedPayload:
     """Encode a tensor of any shape (at most 8 dimensions) and of a dtype in `dtypes.py`.
 
@@ -66,7 +68,7 @@ def encode(
     and masks to 8 bits (NaN becomes 0; alpha stays), but only with `is_image=True`: no caller
     that does not know what a tensor is can spoil a latent. The dtype is kept.
 
-    `place`: the tensor is this part of a larger one.
+    `place`: the tensor is this part of a larger one. `written`: see `device.when_written`.
 
     A raw payload's body is the memory of a contiguous CPU tensor itself (`EncodedPayload`).
 
@@ -74,7 +76,7 @@ def encode(
     """
     _check_choice("CODEC", codec, CODECS)
     _check_choice("IMAGE_PRECISION", precision, PRECISION_CHOICES)
-    values = _plain_tensor(tensor)
+    values = _plain_tensor(tensor, written)
     head = Head(tuple(values.shape), DTYPE_NAMES[values.dtype], place)
     is_rounded = precision == "uint8" and is_image and values.dtype in FLOAT_DTYPES
     payload = None
@@ -100,7 +102,7 @@ def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def _plain_tensor(tensor: torch.Tensor, written: torch.cuda.Event | None) -> torch.Tensor:
     """The same values, contiguous, on the CPU, without gradient; copied only where needed."""
     if not isinstance(tensor, torch.Tensor):
         raise UnsupportedTensor(f"cannot encode {type(tensor).__name__}: it is not a torch.Tensor")
@@ -119,6 +121,8 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
         raise UnsupportedTensor(f"cannot encode this tensor: {error}") from None
     if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg():
         return tensor.detach()
+    if tensor.is_cuda and not tensor.is_neg():
+        return pinned_copy(tensor, written)
     return copy_of(tensor)
 
 
@@ -167,7 +171,7 @@ def _encode_levels(
         if total * layout[0] >= size_limit * len(images):
             return None
     prefix, body = pack_images(head, images)
-    return EncodedPayload(prefix, memoryview(body), codec)
+    return EncodedPayload(prefix, memoryview(body), codec, holds_levels=True)
 
 
 Allocate = Callable[[int], memoryview]

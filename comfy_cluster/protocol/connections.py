@@ -276,7 +276,8 @@ class Connections:
         )
         self._stats.connections_made += 1
         logger.debug("= %d connected, boot id %016x", peer.index, connection.boot_id)
-        self._emit(events.PeerConnected(peer.index, connection.boot_id, peer.address))
+        codecs = connection.announce.codecs
+        self._emit(events.PeerConnected(peer.index, connection.boot_id, peer.address, codecs))
         self._liveness.add(peer.index, now)
         self._say_hello_soon(peer, now)
         self._listener.on_connected(peer, now)

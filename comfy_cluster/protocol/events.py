@@ -20,6 +20,8 @@ class PeerConnected:
     boot_id: int
     """Another one than last time: the peer was restarted in between."""
     address: tuple[str, int]
+    codecs: tuple[str, ...] = ()
+    """What it said that it can decode."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,4 +164,5 @@ class Handshake:
             packet_size=ours.receivable_packet_size,
             software_version=ours.software_version,
             engine=ours.engine_name,
+            codecs=ours.codecs,
         )

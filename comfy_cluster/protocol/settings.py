@@ -35,6 +35,8 @@ class ProtocolSettings:
     two instances that send to each other never wait for each other's memory."""
     engine_name: str = ""
     software_version: str = ""
+    codecs: tuple[str, ...] = ()
+    """What the layers above can decode; peers are told."""
     packet_size: int = MIN_PACKET_SIZE
     """First packet size to a peer on another machine; larger ones are probed."""
     largest_probe: int = LARGEST_PROBE

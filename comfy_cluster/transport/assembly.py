@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from comfy_cluster import identity
+from comfy_cluster.codec.image_codecs import available_codecs
 from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.protocol import Endpoint, ProtocolSettings, events
 from comfy_cluster.transport import sockets
@@ -149,7 +150,11 @@ def _protocol_settings(config: ClusterConfig, engine_name: str) -> ProtocolSetti
         engine_name=engine_name,
         version=identity.software_version(),
     )
-    return dataclasses.replace(settings, loopback_packet_size=sockets.LOOPBACK_PACKET_SIZE)
+    return dataclasses.replace(
+        settings,
+        loopback_packet_size=sockets.LOOPBACK_PACKET_SIZE,
+        codecs=available_codecs(),
+    )
 
 
 def _log_socket(sock: socket.socket, sizes: sockets.BufferSizes, engine_name: str) -> None:

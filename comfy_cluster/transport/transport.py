@@ -166,6 +166,15 @@ class Transport:
         shared_memory = self._parts.shared_memory if self._parts is not None else None
         return shared_memory is not None and peer in shared_memory.peers
 
+    def bandwidth_to(self, peer: int) -> float:
+        """Bytes a second that the path to `peer` was seen to carry over UDP; 0.0: not known yet."""
+        if self._parts is None:
+            return 0.0
+        try:
+            return float(self._parts.engine.peer_stats(peer)["bandwidth"])
+        except ValueError:  # not connected
+            return 0.0
+
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn(event)` is called on the control thread; it must not block, and must not raise."""
         self._listeners.add_peer_listener(fn)

@@ -12,6 +12,8 @@ PROTOCOL_VERSION = 1
 LONGEST_CLUSTER_ID = 512  # bytes: the setting's 128 characters of at most 4 bytes
 LONGEST_VERSION = 64
 LONGEST_ENGINE_NAME = 64
+LONGEST_CODEC_NAME = 16
+LARGEST_CODEC_COUNT = 16  # all of them take a third of the smallest packet
 
 
 class InstanceRole(IntEnum):
@@ -39,6 +41,8 @@ class Announce:
     """Largest UDP payload, in bytes, that the sender can receive."""
     software_version: str = ""
     engine: str = ""
+    codecs: tuple[str, ...] = ()
+    """What the sender can decode, and that it takes tensors in parts; none: the sender is older."""
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
@@ -54,6 +58,9 @@ class Announce:
         bounds.check_range("packet_size", size, bounds.SMALLEST_PACKET, bounds.LARGEST_PACKET)
         bounds.check_text("software_version", self.software_version, LONGEST_VERSION)
         bounds.check_text("engine", self.engine, LONGEST_ENGINE_NAME)
+        bounds.check_range("codecs", len(self.codecs), 0, LARGEST_CODEC_COUNT)
+        for name in self.codecs:
+            bounds.check_text("codecs", name, LONGEST_CODEC_NAME)
 
     def pack(self) -> bytes:
         return pb.Announce(
@@ -69,6 +76,7 @@ class Announce:
             packet_size=self.packet_size,
             software_version=self.software_version,
             engine=self.engine,
+            codecs=self.codecs,
         ).SerializeToString()
 
     @classmethod
@@ -89,4 +97,5 @@ class Announce:
                 packet_size=message.packet_size,
                 software_version=message.software_version,
                 engine=message.engine,
+                codecs=tuple(message.codecs),
             )

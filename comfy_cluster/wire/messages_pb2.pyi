@@ -96,7 +96,7 @@ class ClusterMessage(_message.Message):
     def __init__(self, message_id: _Optional[int] = ..., message_type: _Optional[_Union[MessageType, str]] = ..., sender_instance: _Optional[int] = ..., target_instance: _Optional[int] = ..., require_ack: bool = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Announce(_message.Message):
-    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "role", "boot_id", "session_id", "echo_session_id", "is_connected", "packet_size", "software_version", "engine")
+    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "role", "boot_id", "session_id", "echo_session_id", "is_connected", "packet_size", "software_version", "engine", "codecs")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class Announce(_message.Message):
     PACKET_SIZE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     cluster_id: str
     instance_index: int
@@ -121,7 +122,8 @@ class Announce(_message.Message):
     packet_size: int
     software_version: str
     engine: str
-    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., role: _Optional[_Union[InstanceRole, str]] = ..., boot_id: _Optional[int] = ..., session_id: _Optional[int] = ..., echo_session_id: _Optional[int] = ..., is_connected: bool = ..., packet_size: _Optional[int] = ..., software_version: _Optional[str] = ..., engine: _Optional[str] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., role: _Optional[_Union[InstanceRole, str]] = ..., boot_id: _Optional[int] = ..., session_id: _Optional[int] = ..., echo_session_id: _Optional[int] = ..., is_connected: bool = ..., packet_size: _Optional[int] = ..., software_version: _Optional[str] = ..., engine: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("message_ids",)
@@ -140,18 +142,20 @@ class Goodbye(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class TransferKey(_message.Message):
-    __slots__ = ("job_id", "node_id", "list_index", "occurrence", "source")
+    __slots__ = ("job_id", "node_id", "list_index", "occurrence", "source", "part")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     LIST_INDEX_FIELD_NUMBER: _ClassVar[int]
     OCCURRENCE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     node_id: str
     list_index: int
     occurrence: int
     source: int
-    def __init__(self, job_id: _Optional[str] = ..., node_id: _Optional[str] = ..., list_index: _Optional[int] = ..., occurrence: _Optional[int] = ..., source: _Optional[int] = ...) -> None: ...
+    part: int
+    def __init__(self, job_id: _Optional[str] = ..., node_id: _Optional[str] = ..., list_index: _Optional[int] = ..., occurrence: _Optional[int] = ..., source: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
     __slots__ = ("payload_id", "number", "relay_to")

@@ -21,6 +21,8 @@ class TransferKey:
     occurrence: int = 0
     source: int = 0
     """Index of the instance that sends."""
+    part: int = 0
+    """Number of the part, of a tensor that goes in several payloads."""
 
     def __post_init__(self) -> None:
         bounds.check_text("job_id", self.job_id, LONGEST_KEY_TEXT)
@@ -28,10 +30,12 @@ class TransferKey:
         bounds.check_range("list_index", self.list_index, 0, bounds.LARGEST_U32)
         bounds.check_range("occurrence", self.occurrence, 0, bounds.LARGEST_U32)
         bounds.check_range("source", self.source, 0, bounds.LARGEST_INSTANCE_INDEX)
+        bounds.check_range("part", self.part, 0, bounds.LARGEST_U32)
 
     def __str__(self) -> str:
         place = f"{self.job_id}/{self.node_id}[{self.list_index}]#{self.occurrence}"
-        return f"{place} from instance {self.source}"
+        part = f", part {self.part}" if self.part else ""
+        return f"{place} from instance {self.source}{part}"
 
 
 def to_protobuf(key: TransferKey) -> pb.TransferKey:
@@ -41,6 +45,7 @@ def to_protobuf(key: TransferKey) -> pb.TransferKey:
         list_index=key.list_index,
         occurrence=key.occurrence,
         source=key.source,
+        part=key.part,
     )
 
 
@@ -51,4 +56,5 @@ def from_protobuf(message: pb.TransferKey) -> TransferKey:
         list_index=message.list_index,
         occurrence=message.occurrence,
         source=message.source,
+        part=message.part,
     )

@@ -19,6 +19,7 @@ from types import TracebackType
 from comfy_cluster import errors
 from comfy_cluster.cluster import Cluster
 from comfy_cluster.cluster.ports import PeerEvent, PeerListener
+from comfy_cluster.codec.image_codecs import available_codecs
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, MemberListener
@@ -104,7 +105,9 @@ class FakeNetwork:
 
     def connect(self, first: int, second: int) -> None:
         for one, other in ((first, second), (second, first)):
-            self._report(one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other)))
+            self._report(
+                one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other), available_codecs())
+            )
 
     def lose(self, peer: int, reason: str = "silent for 3.0 s") -> None:
         """All others notice that `peer` is gone."""
@@ -170,6 +173,7 @@ class FakeTransport:
         self.failure: BaseException | None = None
         self.ended_jobs: list[str] = []
         self.sharing: set[int] = set()  # peers that share memory
+        self.bandwidths: dict[int, float] = {}
         self.chains: list[tuple[int, ...]] = []
         self.claims: dict[TransferKey, Handle[ReceivedBuffer]] = {}
         self.arrived: dict[TransferKey, ReceivedBuffer] = {}
@@ -202,6 +206,9 @@ class FakeTransport:
 
     def shares_memory(self, peer: int) -> bool:
         return peer in self.sharing
+
+    def bandwidth_to(self, peer: int) -> float:
+        return self.bandwidths.get(peer, 0.0)
 
     def send_chain(
         self,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, Codec
 from comfy_cluster.discovery import MemberListener
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferCancelled
 from tests.unit.cluster.fake_transport import FakeClusters, FakeDiscovery, FakeTransport
@@ -178,7 +178,7 @@ def test_ten_fan_outs_hold_no_more_encoded_copies_than_the_budget_allows() -> No
     levels = torch.arange(64 * 64 * 3).reshape(1, 64, 64, 3) // 97 % 256
     batch = levels.to(torch.uint8).repeat(2, 1, 1, 1)
     copy_size = 64 * 64 * 3  # bytes that one encoded slice may take
-    with FakeClusters(2, memory_budget=2 * (2 * copy_size)) as joined:
+    with FakeClusters(2, memory_budget=2 * (2 * copy_size), codec=Codec.ZSTD) as joined:
         joined.connect_all(WAIT)
         network, (leader, follower) = joined.network, joined.clusters
         network.hold()
@@ -195,7 +195,7 @@ def test_ten_fan_outs_hold_no_more_encoded_copies_than_the_budget_allows() -> No
 
 def test_what_waits_for_the_budget_can_be_cancelled() -> None:
     batch = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    with FakeClusters(2, memory_budget=2) as joined:
+    with FakeClusters(2, memory_budget=2, codec=Codec.ZSTD) as joined:
         joined.connect_all(WAIT)
         joined.network.hold()
         leader, follower = joined.clusters
@@ -210,7 +210,7 @@ def test_what_waits_for_the_budget_can_be_cancelled() -> None:
 
 
 def test_raw_payloads_are_the_tensors_memory_and_wait_for_nobody() -> None:
-    with FakeClusters(2, memory_budget=2) as joined:
+    with FakeClusters(2, memory_budget=2, codec=Codec.RAW) as joined:
         joined.connect_all(WAIT)
         joined.network.hold()
         tensor = torch.zeros(5, 5, 5, 5, 5)

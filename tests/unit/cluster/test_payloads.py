@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,14 @@ import torch
 
 from comfy_cluster import codec
 from comfy_cluster.cluster.budget import Admission, ByteBudget
+from comfy_cluster.cluster.choice import CodecChooser
+from comfy_cluster.cluster.forecast import CodecSpeeds
 from comfy_cluster.cluster.keys import CollectiveKey
-from comfy_cluster.cluster.payloads import Payloads, encoding_cost
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.cluster.links import Link
+from comfy_cluster.cluster.payloads import Payloads
+from comfy_cluster.cluster.routes import Routes
+from comfy_cluster.cluster.sending import encoding_cost
+from comfy_cluster.config import ClusterConfig, Codec
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType
@@ -50,13 +56,22 @@ class HeldExecutor:
 
 def make_payloads(config: ClusterConfig, budget: ByteBudget, executor: HeldExecutor) -> Payloads:
     transport = FakeClusters(2).network.transports[0]
-    return Payloads(config, transport, executor=executor, budget=budget)
+    return Payloads(
+        config,
+        transport,
+        executor=executor,
+        budget=budget,
+        chooser=CodecChooser(config, CodecSpeeds(), thread_count=1),
+        link_to=lambda peers, size: Link(frozenset(codec.CODECS), takes_parts=True, rate=1e6),
+        plan=lambda peers, size: Routes(tuple(peers)),
+    )
 
 
 def test_an_admission_that_comes_with_the_cancel_is_given_back(config: ClusterConfig) -> None:
     budget = RacingBudget(10)
     budget.fill()
-    sent = make_payloads(config, budget, HeldExecutor()).send(
+    forced = dataclasses.replace(config, codec=Codec.ZSTD)
+    sent = make_payloads(forced, budget, HeldExecutor()).send(
         torch.zeros(1, 2, 2, 3),
         [1],
         key=KEY,
@@ -74,28 +89,31 @@ def test_a_buffer_that_nobody_decodes_is_released(config: ClusterConfig) -> None
     buffer = ReceivedBuffer(memoryview(bytearray(8)), lambda: released.append(True))
     executor = HeldExecutor()
     payloads = make_payloads(config, ByteBudget(10), executor)
-    decoded = payloads.decode(Handle.completed(buffer), peer=1)
-    decoded.cancel()
+    arrived: list[Handle[ReceivedBuffer]] = []
+    key = CollectiveKey("job", "7").from_source(1)
+    received = payloads.receive(key, peer=1, on_arriving=arrived.append)
+    arrived[0].set_result(buffer)
+    received.cancel()
     executor.tasks.pop()()
     assert released == [True]
 
 
 def test_raw_forms_of_plain_tensors_cost_nothing() -> None:
-    assert encoding_cost(torch.zeros(9, 9, 9, 3), codec_name="raw") == 0
-    assert encoding_cost(torch.zeros(9, dtype=torch.int64), codec_name="auto") == 0
-    assert encoding_cost(torch.zeros(0, 9, 9, 3), codec_name="auto") == 0
-    assert encoding_cost(torch.tensor(1.0), codec_name="auto") == 0
+    assert encoding_cost(torch.zeros(9, 9, 9, 3), codec="raw") == 0
+    assert encoding_cost(torch.zeros(0, 9, 9, 3), codec="zstd") == 0
 
 
 def test_a_tensor_that_must_be_copied_costs_its_size() -> None:
     tensor = torch.zeros(4, 8, dtype=torch.int64).T
-    assert encoding_cost(tensor, codec_name="auto") == tensor.nbytes
+    assert encoding_cost(tensor, codec="raw") == tensor.nbytes
 
 
+@pytest.mark.parametrize("name", codec.CODECS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_images_cost_about_what_they_become(dtype: torch.dtype) -> None:
+def test_no_payload_is_larger_than_its_cost(dtype: torch.dtype, name: str) -> None:
     generator = torch.Generator().manual_seed(3)
     levels = torch.randint(0, 256, (2, 32, 32, 3), generator=generator)
     image = levels.to(dtype) if dtype == torch.uint8 else levels.to(dtype) / 255.0
-    cost = encoding_cost(image, codec_name="auto")
-    assert codec.encode(image, codec="png").size <= cost * 1.1
+    payload = codec.encode(image, codec=name)
+    encoded = 0 if payload.codec == "raw" else payload.size
+    assert encoded <= encoding_cost(image, codec=name)

@@ -1,0 +1,61 @@
+"""What is known of the way to some peers: which codecs they know, how fast the link is.
+
+Used by `Payloads`, through `Cluster`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from comfy_cluster.cluster.membership import Membership
+from comfy_cluster.cluster.ports import Transport
+from comfy_cluster.codec.image_codecs import UNANNOUNCED_CODECS
+
+# Bytes a second, until the first transfers have shown what a path carries.
+ASSUMED_LOCAL_RATE = 1e9
+ASSUMED_RATE = 117e6  # 1 Gbit/s: the most common link between machines
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way of one payload to all its receivers."""
+
+    codecs: frozenset[str]
+    """What all of them can decode."""
+    takes_parts: bool
+    rate: float
+    """Bytes a second."""
+    shares_memory: bool = False
+    """All of them get it through shared memory."""
+
+
+def link_to(
+    peers: Collection[int], *, membership: Membership, transport: Transport, is_relayed: bool
+) -> Link:
+    """`is_relayed`: the peers send it on to each other, so that it leaves here once.
+
+    Else they share what this instance's link carries.
+    """
+    announced = [frozenset(membership.codecs_of(peer)) for peer in peers]
+    over_udp = [peer for peer in peers if not transport.shares_memory(peer)]
+    rates = [
+        transport.bandwidth_to(peer) or _assumed_rate(membership.hostname_of(peer))
+        for peer in over_udp
+    ]
+    rate = min(rates, default=ASSUMED_LOCAL_RATE)
+    return Link(
+        codecs=frozenset.intersection(*(each or UNANNOUNCED_CODECS for each in announced)),
+        takes_parts=all(announced),
+        rate=rate if is_relayed or not rates else rate / len(rates),
+        shares_memory=not over_udp,
+    )
+
+
+def _assumed_rate(hostname: str) -> float:
+    try:
+        is_local = ipaddress.ip_address(hostname).is_loopback
+    except ValueError:  # a name, or not known yet
+        is_local = False
+    return ASSUMED_LOCAL_RATE if is_local else ASSUMED_RATE
