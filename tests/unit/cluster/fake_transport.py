@@ -50,10 +50,14 @@ class FakeNetwork:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.transports: dict[int, FakeTransport] = {}
+        self.codecs: dict[int, tuple[str, ...]] = {}  # what an instance says; else all
         self.sent_types: list[MessageType] = []
+        self.sent: list[tuple[int, int, str]] = []  # receiver, part, codec
         self.parcels: list[Parcel] = []
         self.encoded_bytes = 0
         self.largest_encoded_bytes = 0
+        self.loses: Callable[[TransferKey], bool] = lambda key: False
+        self.lost_count = 0
         self._calls: list[Callable[[], None]] = []
         self._numbers = itertools.count()
         self._is_held = False
@@ -91,6 +95,11 @@ class FakeNetwork:
         with self._changed:
             return self._changed.wait_for(lambda: len(self.parcels) >= count, timeout)
 
+    def wait_for_lost(self, count: int, timeout: float) -> bool:
+        """Until that many payloads were lost on their way, as `loses` says: nobody is told."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.lost_count >= count, timeout)
+
     def call(self, fn: Callable[[], None]) -> None:
         """Runs `fn` on the network's thread: it stands for the control threads."""
         with self._changed:
@@ -105,9 +114,8 @@ class FakeNetwork:
 
     def connect(self, first: int, second: int) -> None:
         for one, other in ((first, second), (second, first)):
-            self._report(
-                one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other), available_codecs())
-            )
+            codecs = self.codecs.get(other, available_codecs())
+            self._report(one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other), codecs))
 
     def lose(self, peer: int, reason: str = "silent for 3.0 s") -> None:
         """All others notice that `peer` is gone."""
@@ -123,6 +131,7 @@ class FakeNetwork:
     ) -> Handle[None]:
         handle: Handle[None] = Handle(f"buffer {key} to instance {receiver}")
         size = 0 if payload.codec == "raw" else payload.size
+        self.sent.append((receiver, key.part, payload.codec))
         with self._changed:
             self.encoded_bytes += size
             self.largest_encoded_bytes = max(self.largest_encoded_bytes, self.encoded_bytes)
@@ -149,7 +158,11 @@ class FakeNetwork:
                 parcel = heapq.heappop(self.parcels) if self._parcel_delay() == 0 else None
             for fn in calls:
                 fn()
-            if parcel is not None and not parcel.handle.done():
+            if parcel is not None and self.loses(parcel.key):
+                with self._changed:
+                    self.lost_count += 1
+                    self._changed.notify_all()
+            elif parcel is not None and not parcel.handle.done():
                 self.transports[parcel.receiver].arrive(parcel.key, parcel.payload)
                 parcel.handle.set_result(None)
 

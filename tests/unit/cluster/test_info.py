@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from comfy_cluster.cluster.info import ClusterInfo, PeerSummary
 from comfy_cluster.cluster.state import InstanceState
-from comfy_cluster.config import RegistrationMode, Role
+from comfy_cluster.config import ImagePrecision, RegistrationMode, Role
 
 
 @pytest.mark.parametrize(
@@ -23,18 +25,26 @@ def test_what_is_not_known_is_said() -> None:
     assert peer.text().startswith("Instance 1 (FOLLOWER): address unknown, not connected, RTT -,")
 
 
+INFO = ClusterInfo(
+    instance_index=0,
+    instance_count=2,
+    min_instances=1,
+    connected_count=1,
+    role=Role.LEADER,
+    state=InstanceState.IDLE,
+    registration_mode=RegistrationMode.STATIC,
+    cluster_id="default",
+    engine="compiled",
+)
+
+
+def test_rounding_is_said_and_exactness_is_not() -> None:
+    rounding = replace(INFO, image_precision=ImagePrecision.UINT8)
+    assert "pixels are not exact" in rounding.text()
+    assert "exact" not in INFO.text()
+
+
 def test_counters_of_nothing_are_left_away() -> None:
-    info = ClusterInfo(
-        instance_index=0,
-        instance_count=2,
-        min_instances=1,
-        connected_count=1,
-        role=Role.LEADER,
-        state=InstanceState.IDLE,
-        registration_mode=RegistrationMode.STATIC,
-        cluster_id="default",
-        engine="compiled",
-        stats={"replayed": 0, "malformed": 3},
-    )
+    info = replace(INFO, stats={"replayed": 0, "malformed": 3})
     assert info.text().splitlines()[-1] == "malformed 3"
     assert "Connected: 1/2 instances (work starts with 1)" in info.text()

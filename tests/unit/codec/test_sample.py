@@ -1,0 +1,64 @@
+"""How small a tensor would become, told by some of its rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from comfy_cluster.codec import CODECS, encode
+from comfy_cluster.codec.levels import Levels
+from comfy_cluster.codec.sample import take_sample
+
+GENERATOR = torch.Generator().manual_seed(9)
+NOISE = torch.randn(2, 16, 96, 96, generator=GENERATOR)
+
+
+def image_of(photograph: Levels) -> torch.Tensor:
+    return torch.from_numpy(photograph.astype(np.float32) / np.float32(255))[None]
+
+
+def test_the_sizes_of_a_photograph_are_foretold(photograph: Levels) -> None:
+    image = image_of(photograph)
+    sample = take_sample(image, CODECS, is_rounded=False)
+    assert sample.is_levels
+    for name, expected in sample.sizes.items():
+        payload = encode(image, codec=name)
+        if payload.codec == name:
+            assert payload.size / image.nbytes == pytest.approx(expected, rel=0.3), name
+
+
+def test_floats_are_no_levels_and_their_sizes_are_foretold() -> None:
+    smooth = torch.linspace(-1, 1, NOISE.numel()).reshape(NOISE.shape)
+    for latent in (NOISE, smooth):
+        sample = take_sample(latent, CODECS, is_rounded=False)
+        assert not sample.is_levels
+        for name in ("lz4", "zstd"):
+            size = encode(latent, codec=name).size / latent.nbytes
+            assert size == pytest.approx(sample.sizes[name], rel=0.3)
+        assert sample.sizes["png"] == sample.sizes["raw"] == 1.0
+
+
+def test_an_image_to_be_rounded_is_of_levels(photograph: Levels) -> None:
+    noisy = image_of(photograph) + 1e-3
+    assert not take_sample(noisy, CODECS, is_rounded=False).is_levels
+    assert take_sample(noisy, CODECS, is_rounded=True).is_levels
+
+
+def test_only_the_codecs_asked_for_are_judged(photograph: Levels) -> None:
+    image = image_of(photograph)
+    assert set(take_sample(image, ["raw", "webp"], is_rounded=False).sizes) == {"raw", "webp"}
+    assert set(take_sample(NOISE, ["raw", "lz4"], is_rounded=False).sizes) == {"raw", "lz4"}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1,), (5, 1), (1, 5), (3, 4, 5), (2, 3, 4, 5), (7, 1, 2, 3), (2, 2, 2, 2, 2), (70_000,)],
+)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bool, torch.int64])
+def test_any_shape_can_be_looked_at(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.zeros(shape).to(dtype)
+    sample = take_sample(tensor, CODECS, is_rounded=False)
+    assert sample.sizes["raw"] == 1.0
+    turned = tensor.permute(*reversed(range(tensor.ndim)))
+    assert take_sample(turned, CODECS, is_rounded=True).sizes["raw"] == 1.0
