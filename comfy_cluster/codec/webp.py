@@ -32,6 +32,20 @@ _CHUNK_START = 20
 _LOSSLESS_MARK = 0x2F
 
 
+_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
+
+
+class _Reader(io.BytesIO):
+    """Reads no further than to the dimensions, when so many bytes are asked for.
+
+    Pillow 13 compares dimensions in the first 30 bytes with MAX_IMAGE_PIXELS, which is
+    for the whole process to set. Ours are checked already.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, _CHUNK_START))
+
+
 def is_available() -> bool:
     """Whether Pillow was built with WebP."""
     return features.check("webp") is True
@@ -79,10 +93,10 @@ def decode_webp(data: memoryview, shape: tuple[int, int, int]) -> Levels:
     """Levels [H, W, C] of a file that `check_webp` let pass; `CorruptPayload` if broken."""
     mode = _MODES[shape[2]]
     try:
-        with WebPImagePlugin.WebPImageFile(io.BytesIO(data)) as image:
+        with WebPImagePlugin.WebPImageFile(_Reader(data)) as image:
             # An image without a transparent pixel has no alpha in its file.
             levels = np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except _ERRORS as error:
         raise CorruptPayload(f"corrupt payload: WebP image data: {error}") from None
     if levels.shape != shape:
         raise CorruptPayload(f"corrupt payload: the WebP image is {list(levels.shape)}")
