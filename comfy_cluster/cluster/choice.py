@@ -71,10 +71,14 @@ class CodecChooser:
         where = "a receiver" if name in codec.available_codecs() else "this instance"
         return Choice(RAW, "forced", f"COMFY_CLUSTER_CODEC is {name}, which {where} does not have")
 
+    def rounds(self, tensor: torch.Tensor, *, is_image: bool) -> bool:
+        """Whether the tensor is rounded to 8-bit levels on its way."""
+        return self._is_rounding and is_image and tensor.is_floating_point()
+
     def choose(self, tensor: torch.Tensor, link: Link, *, is_image: bool) -> Choice:
         """Looks at some rows of the tensor (about a millisecond), and compares."""
         candidates = [name for name in codec.available_codecs() if name in link.codecs]
-        sample = take_sample(tensor, candidates, is_rounded=self._is_rounding and is_image)
+        sample = take_sample(tensor, candidates, is_rounded=self.rounds(tensor, is_image=is_image))
         seconds = self._forecast(tensor, link, sample)
         raw = seconds[RAW]
         best = min(seconds, key=lambda name: seconds[name])

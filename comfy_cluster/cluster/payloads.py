@@ -27,7 +27,7 @@ from comfy_cluster.cluster.forecast import Stage, Work
 from comfy_cluster.cluster.links import Link
 from comfy_cluster.cluster.ports import Transport
 from comfy_cluster.cluster.routes import Routes
-from comfy_cluster.cluster.sending import Sending, Transfers
+from comfy_cluster.cluster.sending import Sending, Transfers, encoding_cost
 from comfy_cluster.codec import Assembly, EncodedPayload, Part
 from comfy_cluster.codec.device import when_written
 from comfy_cluster.config import ClusterConfig
@@ -112,17 +112,30 @@ class Payloads:
         quick = self._chooser.quick_choice(tensor, link)
         if quick is not None:
             return begin(quick)
-        choose = partial(self._chooser.choose, link=link, is_image=is_image)
-        return Handle.completed(tensor).then(choose, self._executor).and_then(begin)
+
+        def choose(outgoing: _Outgoing) -> Choice:
+            if outgoing.written is not None:
+                outgoing.written.synchronize()  # without the GIL
+            return self._chooser.choose(outgoing.tensor, link, is_image=outgoing.is_image)
+
+        return Handle.completed(outgoing).then(choose, self._executor).and_then(begin)
 
     def _send_as(
         self, choice: Choice, outgoing: _Outgoing, peers: Collection[int], link: Link
     ) -> Handle[None]:
+        """Whole where the tensor's own memory is sent, without a copy; else in parts."""
         self._chooser.count(choice, outgoing.tensor)
+        tensor = outgoing.tensor
+        is_own_memory = choice.codec == RAW and not (
+            self._chooser.rounds(tensor, is_image=outgoing.is_image)
+            or tensor.device.type != "cpu"
+            or not tensor.is_contiguous()
+        )
+        is_cut = link.takes_parts and not is_own_memory
         sending = Sending(
-            _parts_for(outgoing.tensor, choice.codec, link),
+            codec.parts_of(tensor) if is_cut else [Part(0, tensor, None)],
             peers,
-            codec=choice.codec,
+            cost_of=lambda part: 0 if is_own_memory else encoding_cost(part.values),
             encode=partial(self._encode, outgoing=outgoing, codec_name=choice.codec),
             transfer=partial(self._transfer, outgoing),
             executor=self._executor,
@@ -242,14 +255,6 @@ class Payloads:
         values = assembly.add(index, data)
         stage = Stage(contents.codec, Work.DECODE, contents.holds_levels)
         self._speeds.learn(stage, values, seconds=time.perf_counter() - begun_at)
-
-
-def _parts_for(tensor: torch.Tensor, codec_name: str, link: Link) -> list[Part]:
-    """One part where the tensor's own memory is sent: it goes without a copy, whole."""
-    is_copied = codec_name != RAW or tensor.device.type != "cpu" or not tensor.is_contiguous()
-    if is_copied and link.takes_parts:
-        return codec.parts_of(tensor)
-    return [Part(0, tensor, None)]
 
 
 def _from_peer(peer: int, fn: Callable[..., Any], *arguments: Any) -> Any:

@@ -29,16 +29,19 @@ class Sending:
         parts: Sequence[Part],
         peers: Collection[int],
         *,
-        codec: str,
+        cost_of: Callable[[Part], int],
         encode: Callable[[Part], EncodedPayload],
         transfer: Callable[[Part, EncodedPayload, Collection[int]], Transfers],
         executor: Executor,
         budget: ByteBudget,
     ) -> None:
-        """`transfer` begins to send a part to the peers given; handles by peer."""
+        """`cost_of`: bytes that encoding may take beside the tensor, an estimate made beforehand.
+
+        `transfer` begins to send a part to the peers given; handles by peer.
+        """
         self._parts = parts
         self._peers = sorted(peers)
-        self._codec = codec
+        self._cost_of = cost_of
         self._encode = encode
         self._transfer = transfer
         self._executor = executor
@@ -60,7 +63,7 @@ class Sending:
             sent.add_done_callback(lambda _: admission.release())
             return sent
 
-        admitted = self._budget.admit(encoding_cost(part.values, codec=self._codec))
+        admitted = self._budget.admit(self._cost_of(part))
         return admitted.and_then(begin, on_dropped=Admission.release)
 
     def _encode_wanted(self, part: Part, admission: Admission) -> EncodedPayload | None:
@@ -90,12 +93,11 @@ class Sending:
                 self._errors.setdefault(peer, error)
 
 
-def encoding_cost(tensor: torch.Tensor, *, codec: str) -> int:
-    """Bytes that encoding may take beside the tensor itself: an estimate, made before it begins."""
+def encoding_cost(tensor: torch.Tensor) -> int:
+    """Bytes that encoding may take beside a tensor whose own memory is not sent."""
     is_plain = tensor.device.type == "cpu" and tensor.is_contiguous()
-    copied = 0 if is_plain else tensor.nbytes
-    # Nothing is sent that is larger than the tensor, and levels take a quarter of it meanwhile.
-    return copied if codec == "raw" else copied + tensor.nbytes
+    # No payload is larger than the tensor; what has other strides is copied before.
+    return tensor.nbytes if is_plain else 2 * tensor.nbytes
 
 
 def _shares_memory(payload: EncodedPayload, tensor: torch.Tensor) -> bool:

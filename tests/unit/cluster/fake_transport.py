@@ -146,6 +146,12 @@ class FakeNetwork:
     def _on_done(self, size: int) -> None:
         with self._changed:
             self.encoded_bytes -= size
+            self._changed.notify_all()
+
+    def wait_for_no_copies(self, timeout: float) -> bool:
+        """Until no encoded copy is on its way any more."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.encoded_bytes == 0, timeout)
 
     def _deliver(self) -> None:
         while True:

@@ -190,7 +190,7 @@ def test_ten_fan_outs_hold_no_more_encoded_copies_than_the_budget_allows() -> No
         assert all(torch.equal(each.result(WAIT), batch[1:]) for each in received)
         assert all(torch.equal(each.result(WAIT), batch[:1]) for each in sent)
         assert 0 < network.largest_encoded_bytes <= 2 * copy_size
-        assert network.encoded_bytes == 0
+        assert network.wait_for_no_copies(WAIT)
 
 
 def test_what_waits_for_the_budget_can_be_cancelled() -> None:

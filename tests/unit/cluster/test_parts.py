@@ -42,7 +42,7 @@ def test_a_batch_arrives_whole(codec: Codec) -> None:
         parts = sorted(joined.network.sent)
         assert parts == [(0, part, str(codec)) for part in range(PART_COUNT)]
         assert len(joined.network.transports[0].released_sizes) == PART_COUNT
-        assert joined.network.encoded_bytes == 0
+        assert joined.network.wait_for_no_copies(WAIT)
 
 
 def test_a_latent_arrives_whole_in_parts() -> None:
@@ -103,7 +103,7 @@ def test_a_receiver_that_is_lost_keeps_no_other_from_its_tensor() -> None:
         assert torch.equal(received.result(WAIT), batch)
         with pytest.raises(PeerLost, match="instance 2"):
             sent.result(WAIT)
-        assert joined.network.encoded_bytes == 0
+        assert joined.network.wait_for_no_copies(WAIT)
 
 
 def test_a_lost_sender_fails_the_receiver_and_frees_what_it_has() -> None:
@@ -144,7 +144,7 @@ def test_a_job_that_ends_cancels_all_parts_on_both_sides() -> None:
             with pytest.raises(TransferCancelled):
                 handle.result(WAIT)
         assert not joined.network.transports[1].claims
-        assert joined.network.encoded_bytes == 0
+        assert joined.network.wait_for_no_copies(WAIT)
 
 
 def test_who_announces_nothing_gets_one_payload_that_it_can_read() -> None:
