@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import xxhash
 
-from comfy_cluster.benchmarks.transfers import Content, Kind, Transfer
+from comfy_cluster.benchmarks.contents import LEVEL_COUNT, make_content, values_of
+from comfy_cluster.benchmarks.transfers import Kind, Transfer
 
 MARK_COUNT = 257  # values that change from round to round, evenly spread
-LEVEL_COUNT = 256
 PAGE_FLOATS = 1024  # values of a page of 4 KiB
 
 
@@ -67,7 +67,7 @@ class Tensors:
             flat = tensor.view(-1)
             positions = _positions(flat)
             levels = (positions + number * 31 + part * 7) % LEVEL_COUNT
-            flat[positions] = levels.to(torch.float32) / (LEVEL_COUNT - 1)
+            flat[positions] = values_of(levels)
 
 
 def touch(tensor: torch.Tensor) -> None:
@@ -91,20 +91,7 @@ def _positions(flat: torch.Tensor) -> torch.Tensor:
 def _make(transfer: Transfer, own: list[int], *, seed: int) -> torch.Tensor:
     first, *rest = transfer.part_shape
     shape = (len(own) * first, *rest)
-    generator = torch.Generator().manual_seed(seed)
-    if transfer.content is Content.RANDOM:
-        return torch.rand(shape, generator=generator)
-    return _image_like(shape, generator)
-
-
-def _image_like(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """8-bit pictures [B,H,W,C]: smooth shades with the grain of a photograph."""
-    batch, height, width, channels = shape
-    coarse = torch.rand(batch, channels, 16, 16, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
-    grain = torch.randn(batch, channels, height, width, generator=generator) / 128
-    levels = ((smooth + grain).clamp(0, 1) * (LEVEL_COUNT - 1)).round()
-    return (levels / (LEVEL_COUNT - 1)).permute(0, 2, 3, 1).contiguous()
+    return make_content(transfer.content, shape, torch.Generator().manual_seed(seed))
 
 
 def _cut(tensor: torch.Tensor | None, count: int) -> list[torch.Tensor]:

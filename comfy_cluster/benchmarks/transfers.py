@@ -33,6 +33,15 @@ class Content(Enum):
     """As a VAE's output, nothing compresses it."""
     IMAGE = "8-bit image"
     """Every value is k/255, neighbours are alike."""
+    PHOTOGRAPH = "8-bit photograph"
+    """Real ones: see `photographs.py`."""
+    NOISY_PHOTOGRAPH = "noisy photograph"
+    """The same and noise, as a VAE's output: no 8-bit image."""
+    SOFT_MASK = "soft mask"
+    LEVEL_MASK = "soft mask, 8 bits"
+    BINARY_MASK = "mask of 0 and 1"
+    NOISE_LATENT = "latent, noise"
+    SMOOTH_LATENT = "latent, smooth"
 
 
 @dataclass(frozen=True, slots=True)
