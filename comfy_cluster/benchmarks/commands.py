@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# What ways may count themselves. `socket_calls` are reads and writes of sockets, for want of perf.
+# What ways may count themselves, among others. `socket_calls` are reads and writes of sockets, for
+# want of perf.
 COUNTERS = ("chunks_sent", "chunks_retransmitted", "socket_calls")
 
 
@@ -64,4 +65,4 @@ class Checks:
     is_checkable: bool = True
     """False: the way moves bytes of its own."""
     counters: dict[str, int] = field(default_factory=dict)
-    """Of COUNTERS, those that the way has."""
+    """Whatever the way counts: it only grows."""

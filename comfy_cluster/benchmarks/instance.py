@@ -23,11 +23,13 @@ import torch
 
 from comfy_cluster.benchmarks.commands import Checks, Command, Failure, Outcome, Refusal, Reply
 from comfy_cluster.benchmarks.errors import Unavailable
+from comfy_cluster.benchmarks.form_rounds import measure_forms
+from comfy_cluster.benchmarks.forms import Form, Specimen
 from comfy_cluster.benchmarks.load import Load, LoadThread
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.tensors import Tensors, check_value, touch
 from comfy_cluster.benchmarks.transfers import Transfer
-from comfy_cluster.benchmarks.ways import WAYS, make_way
+from comfy_cluster.benchmarks.ways import ALL_WAYS, make_way
 from comfy_cluster.benchmarks.ways.base import Way, Work
 
 try:
@@ -116,6 +118,12 @@ class Instance:
         assert self._work is not None, "prepare comes first"
         return self._work
 
+    # Codecs alone.
+
+    def forms(self, specimen: Specimen, codecs: list[str], rounds: int) -> list[Form]:
+        """What codecs make of a tensor: instance 0 does it, the others would disturb it."""
+        return measure_forms(specimen, codecs, rounds) if self._place.index == 0 else []
+
     # Load, idleness, messages.
 
     def set_load(self, load: Load) -> None:
@@ -151,7 +159,7 @@ def _optional(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if WAYS[name].is_ours:
+        if ALL_WAYS[name].is_ours:
             raise
         raise Unavailable(f"cannot be opened: {error}") from error
 

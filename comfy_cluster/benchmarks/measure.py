@@ -65,11 +65,21 @@ def measure(
     ways: Sequence[str],
     *,
     rounds: int,
+    warm_ups: int = 1,
     on_progress: Progress = lambda _: None,
 ) -> list[WayResult]:
-    """Runs `rounds` rounds of each way, in turn. BenchmarkError: a way failed, or lost bytes."""
+    """Runs `rounds` rounds of each way, in turn. BenchmarkError: a way failed, or lost bytes.
+
+    `warm_ups`: rounds of each before that, for a way that learns.
+    """
     by_load = measure_loads(
-        instances, transfer, ways, loads=[Load.IDLE], rounds=rounds, on_progress=on_progress
+        instances,
+        transfer,
+        ways,
+        loads=[Load.IDLE],
+        rounds=rounds,
+        warm_ups=warm_ups,
+        on_progress=on_progress,
     )
     return by_load[Load.IDLE]
 
@@ -81,6 +91,7 @@ def measure_loads(
     *,
     loads: Sequence[Load],
     rounds: int,
+    warm_ups: int = 1,
     on_progress: Progress = lambda _: None,
 ) -> dict[Load, list[WayResult]]:
     """The same under several loads of the instances, which alternate round by round."""
@@ -89,7 +100,7 @@ def measure_loads(
     for load, under_load in runners.items():
         for runner in under_load:
             on_progress(f"{runner.way}, {load.value}: first round")
-            runner.warm_up()
+            runner.warm_up(warm_ups)
             if len(runners) == 1:  # else the load's own calls would be counted
                 runner.count_syscalls()
     for number in range(rounds):
@@ -118,9 +129,10 @@ class _Runner:
         self._first_counters: list[dict[str, int]] = []
         self._last_counters: list[dict[str, int]] = []
 
-    def warm_up(self) -> None:
-        """A round that does not count, and whose result is compared in full."""
-        self._run(is_first=True)
+    def warm_up(self, count: int) -> None:
+        """Rounds that do not count; the first one's result is compared in full."""
+        for number in range(count):
+            self._run(is_first=number == 0)
         self._first_counters = self._last_counters
 
     def count_syscalls(self) -> None:
@@ -167,7 +179,9 @@ class _Runner:
         return self._instances.call(name, self.way, *arguments, way=self.way)
 
     def result(self) -> WayResult:
-        sent, retransmitted, calls = (self._grown(name) for name in COUNTERS)
+        names = {name for counters in self._last_counters for name in counters}
+        counted = {name: self._grown(name) for name in sorted(names.union(COUNTERS))}
+        sent, retransmitted, calls = (counted[name] for name in COUNTERS)
         if self._syscall_count is None and calls:
             self._syscall_count = calls // len(self._rounds)
         return WayResult(
@@ -178,6 +192,7 @@ class _Runner:
             chunks_sent=sent,
             chunks_retransmitted=retransmitted,
             is_checked=self._is_checked,
+            counted=counted,
         )
 
     def _grown(self, counter: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 FEWEST_ROUNDS = 7  # below it a median is a guess; see docs/performance.md
@@ -43,6 +43,8 @@ class WayResult:
     chunks_retransmitted: int = 0
     is_checked: bool = True
     """Whether what arrived was compared with what was sent."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """What the way counted itself in all rounds, of all instances together."""
 
     @property
     def median_seconds(self) -> float:
@@ -115,6 +117,10 @@ class Table:
     lines: tuple[tuple[str, ...], ...]
     values: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+
+    def with_note(self, note: str) -> Table:
+        """The same and one more note."""
+        return replace(self, notes=(*self.notes, note))
 
     def to_json(self) -> dict[str, Any]:
         return {"row": self.row, "title": self.title, **self.values, "notes": list(self.notes)}

@@ -21,7 +21,7 @@ from comfy_cluster.benchmarks.results import Table
 from comfy_cluster.benchmarks.rows import ROWS
 from comfy_cluster.benchmarks.session import BenchmarkOptions, Session
 
-PACKAGES = ("torch", "pyzmq", "numpy")
+PACKAGES = ("torch", "pyzmq", "numpy", "numcodecs", "pillow")
 
 
 def run_rows(
@@ -33,14 +33,17 @@ def run_rows(
 ) -> Generator[Table, None, None]:
     """Measures rows one after the other; each table as soon as it is complete.
 
-    BenchmarkError: a name is no row, torch is missing, or an instance failed. Whatever happens, and
-    also when the iterator is closed early, no process is left.
+    BenchmarkError: a name is no row, what it needs is missing, or an instance failed. Whatever
+    happens, and also when the iterator is closed early, no process is left.
     """
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise BenchmarkError(f"there is no row {unknown[0]!r}: take some of {', '.join(ROWS)}")
     if importlib.util.find_spec("torch") is None:
         raise BenchmarkError("torch is not installed: pip install torch, and run this again")
+    for name in names:
+        if (reason := ROWS[name].missing) is not None:
+            raise BenchmarkError(f"{name}: {reason}")
     with Session(options, environ, on_progress) as session:
         for name in names:
             yield from _run_row(name, session)

@@ -9,7 +9,7 @@ from types import TracebackType
 from comfy_cluster.benchmarks.instances import Instances, loopback_sites
 from comfy_cluster.benchmarks.measure import able_ways, measure, open_ways
 from comfy_cluster.benchmarks.results import Table, comparison_table
-from comfy_cluster.benchmarks.transfers import Transfer
+from comfy_cluster.benchmarks.transfers import IMAGE_SIDE, Transfer
 from comfy_cluster.benchmarks.ways import WAYS
 
 DEFAULT_ROUNDS = 9
@@ -28,6 +28,10 @@ class BenchmarkOptions:
     ways: tuple[str, ...] = tuple(WAYS)
     message_count: int = 2000
     idle_seconds: float = DEFAULT_IDLE_SECONDS
+    codecs: tuple[str, ...] = ()
+    """Those of the row `codecs`, `auto` among them; none: all that work here."""
+    image_side: int = IMAGE_SIDE
+    """Pixels, of the images of that row."""
 
     @property
     def ours(self) -> list[str]:

@@ -19,6 +19,7 @@ from comfy_cluster.benchmarks.rows import ROWS
 from comfy_cluster.benchmarks.run import machine, report_json, run_rows
 from comfy_cluster.benchmarks.session import BenchmarkOptions
 from comfy_cluster.benchmarks.ways import WAYS
+from comfy_cluster.config import Codec
 
 STANDARD_OUTPUT = "-"
 WIDEST = 140  # columns; a table in a file must not be cut to a terminal's width
@@ -45,6 +46,17 @@ def checked_ways(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in WAYS if name in names or not names)
 
 
+def checked_codecs(names: Sequence[str]) -> tuple[str, ...]:
+    """The named codecs; none named: none."""
+    known = [str(codec) for codec in Codec]
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(
+                f"there is no codec {name!r}; codecs: {', '.join(known)}", param_hint="'--codec'"
+            )
+    return tuple(names)
+
+
 def run_bench(
     names: Sequence[str],
     options: BenchmarkOptions,
@@ -68,12 +80,12 @@ def run_bench(
     errors = Console(stderr=True)
     output = errors if json_target == STANDARD_OUTPUT else _console()
     output.print(_head(), style="dim", highlight=False, soft_wrap=True)
+    if not names:
+        names = _rows_here(output)
     tables = []
     with (
         errors.status("Starting ...") as status,
-        closing(
-            run_rows(names or list(ROWS), options, environ, on_progress=status.update)
-        ) as measured,
+        closing(run_rows(names, options, environ, on_progress=status.update)) as measured,
     ):
         for table in measured:
             tables.append(table)
@@ -97,6 +109,14 @@ def show_table(console: Console, table: Table) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=WIDEST)
+
+
+def _rows_here(console: Console) -> list[str]:
+    """All rows that can run; the others are named, with the reason."""
+    missing = {name: row.missing for name, row in ROWS.items() if row.missing is not None}
+    for name, reason in missing.items():
+        console.print(f"{name} is left out: {reason}", style="dim", highlight=False, soft_wrap=True)
+    return [name for name in ROWS if name not in missing]
 
 
 def _head() -> str:

@@ -181,6 +181,12 @@ def show_report(report: DemoReport, *, is_json: bool) -> None:
     help="Compare these ways only (see --list).  [default: all]",
 )
 @click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    help="Compare these codecs only in the row `codecs`; auto is one.  [default: all]",
+)
+@click.option(
     "--seconds",
     "idle_seconds",
     type=click.FloatRange(0.1, 3600),
@@ -201,6 +207,7 @@ def bench(
     megabytes: tuple[float, ...],
     instance_counts: tuple[int, ...],
     ways: tuple[str, ...],
+    codecs: tuple[str, ...],
     idle_seconds: float,
     json_target: str | None,
 ) -> None:
@@ -221,6 +228,7 @@ def bench(
         instance_counts=instance_counts,
         ways=command.checked_ways(ways),
         idle_seconds=idle_seconds,
+        codecs=command.checked_codecs(codecs),
     )
     command.run_bench(rows, options, os.environ, json_target=json_target)
 

@@ -23,7 +23,13 @@ pytestmark = pytest.mark.integration
 ROUNDS = 2
 SURE_WAYS = {"ours", "ours-udp", "gloo", "tcp"}  # the others may be missing, with a reason
 OPTIONS = BenchmarkOptions(
-    rounds=ROUNDS, megabytes=(1.0,), instance_counts=(3,), message_count=100, idle_seconds=0.2
+    rounds=ROUNDS,
+    megabytes=(1.0,),
+    instance_counts=(3,),
+    message_count=100,
+    idle_seconds=0.2,
+    codecs=("raw", "png", "auto"),
+    image_side=64,
 )
 
 
@@ -75,6 +81,30 @@ def test_small_messages(session: Session) -> None:
         assert values["round_trip_count"] == OPTIONS.message_count
         assert 0 < values["p50_seconds"] <= values["p99_seconds"]
         assert values["messages_per_second"] > 0
+
+
+def test_codecs(session: Session) -> None:
+    if ROWS["codecs"].missing is not None:
+        pytest.skip(ROWS["codecs"].missing)
+    *alone, image, batch, noisy, latent = ROWS["codecs"].run(session)
+    for table in alone:
+        for specimen in table.values["specimens"]:
+            assert [each["codec"] for each in specimen["codecs"]] == ["raw", "png"]
+            assert all(each["is_exact"] for each in specimen["codecs"])
+    for table in (image, batch, noisy, latent):
+        codecs = {each["codec"]: each for each in table.values["codecs"]}
+        assert codecs.keys() - {"shared memory"} == set(OPTIONS.codecs)
+        assert ("shared memory" in codecs) == (table is image)
+        assert table.values["best"] in ("raw", "png")
+        for name, values in codecs.items():
+            assert len(values["seconds"]) == ROUNDS
+            assert values["is_checked"]
+            assert sum(values["chosen"].values()) == ROUNDS
+            assert name not in ("raw", "png") or values["chosen"] == {name: ROUNDS}
+        assert codecs["raw"]["sent_bytes"] > table.values["tensor_bytes"]
+    sent = {each["codec"]: each["sent_bytes"] for each in batch.values["codecs"]}
+    assert sent["png"] < sent["raw"] / 2
+    assert any("benchmarks.netlab.codecs" in note for note in latent.notes)
 
 
 @pytest.mark.parametrize("name", ["busy-python", "busy-torch"])

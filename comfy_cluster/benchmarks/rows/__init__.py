@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ class Row:
     """What it measures, for the list of rows."""
     module: str
     function: str
+    needs: tuple[str, str] | None = None
+    """A package that it cannot do without: what is imported, and what is installed."""
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot run here, and what to do about it; None: it can."""
+        if self.needs is None or find_spec(self.needs[0]) is not None:
+            return None
+        return f"{self.needs[1]} is not installed: pip install {self.needs[1]}, and run this again"
 
     def run(self, session: Session) -> Iterator[Table]:
         """Measures; each table as soon as it is complete."""
@@ -62,6 +72,13 @@ ROWS = {
             "busy_torch_row",
         ),
         Row("messages", "small messages there and back, and in a row", "messages", "messages_row"),
+        Row(
+            "codecs",
+            "each codec: size, speed, exactness; and end to end, beside auto",
+            "codecs",
+            "codecs_row",
+            needs=("skimage", "scikit-image"),
+        ),
         Row("idle", "what connected instances with nothing to do cost", "idle", "idle_row"),
     )
 }

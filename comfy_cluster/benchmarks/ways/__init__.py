@@ -3,12 +3,14 @@ it needs torch, and whatever else the way is made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind
+from comfy_cluster.config import Codec
 
 if TYPE_CHECKING:
     from comfy_cluster.benchmarks.ways.base import Way
@@ -32,6 +34,8 @@ class WayInfo:
     has_python: bool = True
     """Whether it runs Python code between a tensor's first byte and its last, and has messages."""
     is_ours: bool = False
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """Of the class, beside the place."""
 
 
 # In the order of the tables.
@@ -61,9 +65,28 @@ WAYS = {
 }
 
 
+def codec_way(codec: str) -> str:
+    """The name of the way that sends everything by one codec."""
+    return f"codec-{codec}"
+
+
+# Of the row `codecs` alone: all other rows leave the choice to `auto`.
+CODEC_WAYS = {
+    codec_way(codec): WayInfo(
+        f"ours-udp, COMFY_CLUSTER_CODEC={codec}",
+        "ours",
+        "OursByCodec",
+        is_ours=True,
+        arguments={"codec": codec},
+    )
+    for codec in map(str, Codec)
+}
+ALL_WAYS = {**WAYS, **CODEC_WAYS}
+
+
 def make_way(name: str, place: Place) -> Way:
     """A way in one instance. Unavailable: not here, for a reason that its text tells."""
-    info = WAYS[name]
+    info = ALL_WAYS[name]
     module = import_module(f"{__name__}.{info.module}")
-    way: Way = getattr(module, info.class_name)(place)
+    way: Way = getattr(module, info.class_name)(place, **info.arguments)
     return way

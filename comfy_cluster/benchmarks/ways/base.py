@@ -65,7 +65,7 @@ class Way(ABC):
         """Lets go of what arrived."""
 
     def counters(self) -> dict[str, int]:
-        """What the way counts itself, of COUNTERS: they only grow."""
+        """What the way counts itself, COUNTERS and others: they only grow."""
         return {}
 
     @abstractmethod

@@ -21,7 +21,7 @@ from comfy_cluster.benchmarks.place import Place
 from comfy_cluster.benchmarks.transfers import Kind
 from comfy_cluster.benchmarks.ways.base import SMALL_SIZE, Way, Work
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.config import ClusterConfig, SharedMemory
+from comfy_cluster.config import ClusterConfig, Codec, SharedMemory
 from comfy_cluster.runtime import build_discovery
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.sockets import open_udp_socket
@@ -29,8 +29,9 @@ from comfy_cluster.transport.transport import Transport
 from comfy_cluster.wire import MessageType
 
 WINDOW = 64  # messages
-PEER_COUNTERS = ("chunks_sent", "chunks_retransmitted")
+PEER_COUNTERS = ("chunks_sent", "chunks_retransmitted", "bytes_sent", "shared_bytes_sent")
 CALL_COUNTERS = ("socket_receive_calls", "socket_send_calls")  # of the compiled loops
+CODEC_COUNTERS = [f"codec_{codec}" for codec in Codec if codec is not Codec.AUTO]
 
 
 class Ours(Way):
@@ -38,8 +39,9 @@ class Ours(Way):
 
     shared_memory: ClassVar[SharedMemory] = SharedMemory.AUTO
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, codec: str = "auto") -> None:
         super().__init__(place)
+        self._codec = Codec(codec)
         self._transport: Transport | None = None
         self._cluster: Cluster | None = None
         self._result: Any = None
@@ -55,8 +57,9 @@ class Ours(Way):
         config = replace(
             ClusterConfig.static(self.place.index, addresses),
             listen_address=self.place.address,
-            cluster_id=f"benchmark-{self.shared_memory}",
+            cluster_id=f"benchmark-{self.shared_memory}-{self._codec}",
             shared_memory=self.shared_memory,
+            codec=self._codec,
         )
         self._transport = Transport(config)
         discovery = build_discovery(config)
@@ -104,8 +107,9 @@ class Ours(Way):
         self.cluster.end_job(_job_id(work))
 
     def counters(self) -> dict[str, int]:
-        peers, stats = self.transport.peers(), self.transport.stats()
+        peers, stats = self.transport.peers(), self.cluster.info().stats
         counted = {name: sum(getattr(peer, name) for peer in peers) for name in PEER_COUNTERS}
+        counted |= {name: stats[name] for name in CODEC_COUNTERS}
         return counted | {"socket_calls": sum(stats.get(name, 0) for name in CALL_COUNTERS)}
 
     def round_trips(self, count: int) -> list[float]:
@@ -147,6 +151,10 @@ class OursOverUdp(Ours):
     """The same with COMFY_CLUSTER_SHARED_MEMORY=off: what instances on two machines have."""
 
     shared_memory = SharedMemory.OFF
+
+
+class OursByCodec(OursOverUdp):
+    """The same with another COMFY_CLUSTER_CODEC."""
 
 
 def _job_id(work: Work) -> str:

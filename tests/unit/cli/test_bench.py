@@ -51,6 +51,7 @@ def test_the_list_names_every_row_and_way(capsys: pytest.CaptureFixture[str]) ->
     [
         (["point-to-pont"], "there is no row 'point-to-pont'; rows: point-to-point"),
         (["--way", "carrier-pigeon"], "there is no way 'carrier-pigeon'; ways: ours"),
+        (["--codec", "gif"], "there is no codec 'gif'; codecs: auto"),
         (["--rounds", "0"], "--rounds"),
         (["--megabytes", "0"], "--megabytes"),
         (["-n", "1"], "--instances"),
@@ -104,6 +105,37 @@ def test_without_torch_the_error_says_what_to_do(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert exit_code_of("known") == 1
     assert "torch is not installed: pip install torch" in capsys.readouterr().err
+
+
+def test_a_row_that_lacks_a_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("known", "for this test", "moves", "known_row", needs=("no_such_package", "no-such"))
+    monkeypatch.setitem(ROWS, "known", row)
+    assert exit_code_of("known") == 1
+    assert "Error: known: no-such is not installed: pip install no-such" in capsys.readouterr().err
+    assert seen == []
+
+
+def test_without_names_a_row_that_lacks_a_package_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = Row("lacking", "for this test", "moves", "known_row", needs=("no_such_package", "no"))
+    rows = {"known": ROWS["known"], "lacking": lacking}
+    for name in list(ROWS):
+        monkeypatch.delitem(ROWS, name)
+    for name, row in rows.items():
+        monkeypatch.setitem(ROWS, name, row)
+    assert exit_code_of() == 0
+    text = capsys.readouterr().out
+    assert "lacking is left out: no is not installed: pip install no" in text
+    assert "a title" in text
+    assert len(seen) == 1
+
+
+def test_codecs_are_an_option() -> None:
+    assert exit_code_of("known", "--codec", "raw", "--codec", "auto") == 0
+    assert seen[0].codecs == ("raw", "auto")
 
 
 def test_sizes_that_do_not_fit_are_an_error(
