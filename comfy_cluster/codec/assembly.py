@@ -87,6 +87,8 @@ class Assembly:
         place = envelope.place
         if place is None or (place.whole, place.count) != (self._place.whole, self._place.count):
             raise CorruptPayload(f"corrupt payload: part {index} is of another tensor")
+        if not 0 <= index < place.count:
+            raise CorruptPayload(f"corrupt payload: part {index} of {place.count}")
         if envelope.dtype != str(self._dtype).removeprefix("torch."):
             raise CorruptPayload(f"corrupt payload: part {index} is of dtype {envelope.dtype}")
         first, end = place.first, place.first + math.prod(envelope.shape)

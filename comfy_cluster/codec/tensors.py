@@ -220,12 +220,18 @@ def allocate_tensor(
     size_limit: int | None,
     allocate: Allocate | None,
 ) -> torch.Tensor:
-    """A contiguous CPU tensor of any values; `CorruptPayload` above `size_limit` bytes."""
+    """A contiguous CPU tensor of any values; `CorruptPayload` above `size_limit` bytes.
+
+    MemoryError where there is no such memory.
+    """
     size = _size_of(shape, dtype)
     if size_limit is not None and size > size_limit:
         raise CorruptPayload(f"corrupt payload: a tensor of {size} bytes, {size_limit} allowed")
     if allocate is None or not size:
-        return torch.empty(shape, dtype=dtype, device="cpu")
+        try:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        except RuntimeError:  # so torch calls it
+            raise MemoryError(f"there is no memory for a tensor of {size} bytes") from None
     return torch.frombuffer(allocate(size), dtype=dtype).view(shape)
 
 
