@@ -12,15 +12,20 @@ from hypothesis import strategies as st
 from comfy_cluster.codec import envelope
 from comfy_cluster.codec.envelope import (
     Head,
+    pack_blocks,
     pack_images,
     pack_raw_prefix,
     parse_envelope,
     tensor_size,
 )
+from comfy_cluster.codec.parts import LARGEST_PART_COUNT, Place
 from comfy_cluster.errors import CorruptPayload
 
 examples = settings(max_examples=60, deadline=None, derandomize=True)
 dimensions = st.lists(st.integers(0, 2**40), max_size=8)
+places = st.builds(
+    Place, dimensions.map(tuple), st.integers(0, 2**64 - 1), st.integers(2, LARGEST_PART_COUNT)
+)
 RAW = {"shape": [2], "dtype": "uint8", "compressed": False, "data": b"ab"}
 
 
@@ -52,6 +57,36 @@ def test_image_envelope_is_plain_msgpack(shape: list[int], images: list[bytes]) 
     parsed = parse_envelope(memoryview(prefix + body))
     assert parsed.images is not None and list(map(bytes, parsed.images)) == images
     assert parsed.data is None
+
+
+@examples
+@given(dimensions, st.lists(st.binary(min_size=16, max_size=300), max_size=70))
+def test_blocks_envelope_is_plain_msgpack(shape: list[int], blocks: list[bytes]) -> None:
+    prefix, body = pack_blocks(Head(tuple(shape), "int64"), blocks)
+    assert len(prefix) % 64 == 0
+    fields = msgpack.unpackb(prefix + body)
+    fields.pop("pad")
+    assert fields == {"shape": shape, "dtype": "int64", "compressed": True, "blocks": blocks}
+    parsed = parse_envelope(memoryview(prefix + body))
+    assert parsed.blocks is not None and list(map(bytes, parsed.blocks)) == blocks
+    assert (parsed.data, parsed.images, parsed.place) == (None, None, None)
+
+
+@examples
+@given(dimensions, places)
+def test_part_tells_its_place_whatever_form_it_has(shape: list[int], place: Place) -> None:
+    head = Head(tuple(shape), "float16", place)
+    files = [bytes(16), bytes(99)]
+    for data in (
+        pack_raw_prefix(head, 5) + b"abcde",
+        b"".join(pack_images(head, files)),
+        b"".join(pack_blocks(head, files)),
+    ):
+        fields = msgpack.unpackb(data)
+        assert fields["whole"] == list(place.whole)
+        assert (fields["first"], fields["parts"]) == (place.first, place.count)
+        parsed = parse_envelope(memoryview(data))
+        assert (parsed.shape, parsed.place) == (tuple(shape), place)
 
 
 def test_keys_in_any_order_and_without_pad() -> None:
@@ -94,6 +129,9 @@ def test_data_after_the_map_is_read() -> None:
         ({"data_size": 0}, "exclude each other"),
         ({"images": []}, "'data' should hold the tensor"),
         ({"pad": 1}, "'pad' should be a binary"),
+        ({"blocks": []}, "'data' should hold the tensor"),
+        ({"blocks": 1}, "'blocks' should be an array"),
+        ({"compressed": True, "blocks": [b"x" * 16]}, "found \\['blocks', 'data'\\]"),
         ({"more": 1}, "unknown key 'more'"),
         ({1: 1}, "a key should be a text"),
     ],
@@ -101,6 +139,37 @@ def test_data_after_the_map_is_read() -> None:
 def test_wrong_field_is_named(change: dict[Any, Any], text: str) -> None:
     with pytest.raises(CorruptPayload, match=text):
         parse({**RAW, **change})
+
+
+PART = {"whole": [9], "first": 2, "parts": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"whole": 9}, "'whole' should be an array"),
+        ({"whole": [1] * 9}, "'whole' has size 9, the limit is 8"),
+        ({"whole": [-1000]}, "a dimension in 'whole' is negative"),
+        ({"first": -1000}, "'first' is negative"),
+        ({"first": [2]}, "'first' should be a non-negative integer"),
+        ({"parts": "3"}, "'parts' should be a non-negative integer"),
+        ({"parts": 0}, "a tensor in 0 parts, 2 to 256 are possible"),
+        ({"parts": 1}, "a tensor in 1 parts"),
+        ({"parts": LARGEST_PART_COUNT + 1}, "a tensor in 257 parts"),
+        ({"parts": 2**64 - 1}, "a tensor in 18446744073709551615 parts"),
+    ],
+)
+def test_wrong_place_is_named(change: dict[str, Any], text: str) -> None:
+    assert parse({**RAW, **PART}).place == Place((9,), 2, 3)
+    with pytest.raises(CorruptPayload, match=text):
+        parse({**RAW, **PART, **change})
+
+
+@pytest.mark.parametrize("key", list(PART))
+def test_missing_key_of_a_place_is_named(key: str) -> None:
+    place = {name: value for name, value in PART.items() if name != key}
+    with pytest.raises(CorruptPayload, match=f"a part without key '{key}'"):
+        parse({**RAW, **place})
 
 
 @pytest.mark.parametrize("key", list(RAW))
@@ -119,9 +188,10 @@ def test_bytes_after_the_end_are_refused() -> None:
         parse_envelope(memoryview(msgpack.packb(RAW) + b"\x00"))
 
 
-def test_more_images_than_the_input_can_hold_are_refused() -> None:
-    fields = {"shape": [1], "dtype": "uint8", "compressed": True, "images": [b""] * 50}
-    with pytest.raises(CorruptPayload, match="'images' has size 50"):
+@pytest.mark.parametrize("key", ["images", "blocks"])
+def test_more_binaries_than_the_input_can_hold_are_refused(key: str) -> None:
+    fields = {"shape": [1], "dtype": "uint8", "compressed": True, key: [b""] * 50}
+    with pytest.raises(CorruptPayload, match=f"'{key}' has size 50"):
         parse(fields)
 
 

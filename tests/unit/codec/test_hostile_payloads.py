@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_cluster.codec import decode, encode
+from comfy_cluster.codec import CODECS, Assembly, EncodedPayload, Place, contents_of, decode, encode
+from comfy_cluster.codec.blosc import compress
 from comfy_cluster.codec.png import SIGNATURE
 from comfy_cluster.errors import CorruptPayload
 
@@ -22,6 +23,13 @@ examples = settings(max_examples=300, deadline=None, derandomize=True)
 MIB = 1 << 20
 # Bytes that Python and numpy may allocate for one byte of input, before anything is decoded.
 PARSE_FACTOR = 16
+
+
+LIMIT = 4 * MIB
+
+
+def octets(payload: EncodedPayload) -> bytes:
+    return payload.prefix + bytes(payload.body)
 
 
 def samples() -> list[bytes]:
@@ -33,7 +41,14 @@ def samples() -> list[bytes]:
         torch.empty(0, 3, dtype=torch.bfloat16),
     ]
     payloads = [encode(tensor, codec="png") for tensor in tensors]
-    return [payload.prefix + bytes(payload.body) for payload in payloads]
+    slopes = torch.arange(30)[:, None, None] + torch.arange(20)[:, None] + 9 * torch.arange(4)
+    image = slopes[None].repeat(2, 1, 1, 1).float() / 255
+    payloads += [encode(image, codec=name) for name in CODECS]
+    latent = torch.arange(400, dtype=torch.float16).reshape(4, 100)
+    payloads += [encode(latent, codec=name) for name in ("lz4", "zstd")]
+    payloads += [encode(latent, codec="zstd", place=Place((2, 4, 100), 400, 2))]
+    assert {payload.codec for payload in payloads} == set(CODECS)
+    return [octets(payload) for payload in payloads]
 
 
 SAMPLES = samples()
@@ -41,11 +56,14 @@ SAMPLES = samples()
 
 def decode_or_refuse(data: bytes) -> None:
     try:
-        tensor = decode(data)
+        contents_of(data)
+        tensor = decode(data, size_limit=LIMIT)
+        assert tensor.nbytes <= max(LIMIT, len(data))
+        assembly = Assembly(data, size_limit=LIMIT)
+        assembly.add(0, data)
+        assembly.finish()
     except CorruptPayload as error:
         assert str(error).startswith("corrupt payload: ")
-    else:
-        assert tensor.nbytes <= 2000 * len(data)
 
 
 @examples
@@ -54,11 +72,17 @@ def test_random_bytes(data: bytes) -> None:
     decode_or_refuse(data)
 
 
+KEYS = [
+    *("shape", "dtype", "data", "images", "blocks", "compressed", "data_size", "pad"),
+    *("whole", "first", "parts"),
+]
+
+
 @examples
 @given(st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(),
     lambda children: st.lists(children) | st.dictionaries(
-        st.sampled_from(["shape", "dtype", "data", "images", "compressed", "data_size", "pad"]),
+        st.sampled_from(KEYS),
         children | st.sampled_from(["uint8", "float32", "bool"]),
     ),
     max_leaves=12,
@@ -117,6 +141,32 @@ def image_payload(shape: list[int], image: bytes) -> bytes:
     return packed
 
 
+def blocks_payload(shape: list[int], blocks: list[bytes], **place: object) -> bytes:
+    fields = {"shape": shape, "dtype": "uint8", "blocks": blocks, "compressed": True, **place}
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def blosc_of(declared: int, block_size: int) -> bytes:
+    """Data that declare more than they hold."""
+    data = bytearray(compress(bytes(MIB), "zstd", itemsize=1))
+    struct.pack_into("<II", data, 4, declared, block_size)
+    return bytes(data)
+
+
+def bands_payload(shape: list[int], *bands: bytes) -> bytes:
+    parts = [b"CCL1", struct.pack(">III", *shape[1:])]
+    for band in bands:
+        parts += [struct.pack(">I", len(band)), band]
+    return image_payload(shape, b"".join(parts))
+
+
+def webp_of(width: int, height: int) -> bytes:
+    """A header and nothing to fill the image with."""
+    packed = (width - 1) | (height - 1) << 14
+    return struct.pack("<4sI4s4sIBI", b"RIFF", 22, b"WEBP", b"VP8L", 9, 0x2F, packed) + bytes(5)
+
+
 ZEROS = zlib.compress(bytes(20 * MIB), 9)
 EMPTY_CHUNK = struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT"))
 BOMBS = {
@@ -144,6 +194,25 @@ BOMBS = {
             4, 4, ZEROS, extra=struct.pack(">I", len(ZEROS) + 3) + b"zTXtk\0\0" + ZEROS + bytes(4)
         ),
     ),
+    "empty blocks": b"\x81\xa6blocks\xdd" + struct.pack(">I", MIB // 2) + b"\xc4\x00" * (MIB // 2),
+    "most blocks": b"\x81\xa6blocks\xdd" + struct.pack(">I", MIB // 16) + b"\xc4\x00" * (MIB // 2),
+    "blocks of 4 G": b"\x82\xa6blocks\xdd\xff\xff\xff\xff" + bytes(MIB),
+    "many blocks": blocks_payload([1 << 36], [bytes(16)] * (1 << 16)),
+    "one block of gigabytes": blocks_payload([3 << 30], [blosc_of(3 << 30, 3 << 30)]),
+    "gigabytes in one block too few": blocks_payload([1 << 30], [blosc_of(MIB, MIB)] * 1023),
+    "blocks of nothing": blocks_payload([0, 1 << 50], [bytes(16)]),
+    "bands of a row of gigabytes": bands_payload([1, 1, 1 << 30, 3], blosc_of(3 << 30, MIB)),
+    "bands of terabytes": bands_payload([1, 1 << 20, 1 << 20, 1], blosc_of(MIB, MIB)),
+    "bands of 4 G rows": bands_payload([1, 2**32 - 1, 1, 1], blosc_of(MIB, MIB)),
+    "levels of terabytes": image_payload(
+        [1, 1 << 20, 1 << 20, 1], b"CCL0" + struct.pack(">III", 1 << 20, 1 << 20, 1)
+    ),
+    "webp of gigabytes": image_payload([1, 16_383, 16_383, 4], webp_of(16_383, 16_383)),
+    "webp larger than announced": image_payload([1, 4, 4, 3], webp_of(16_383, 16_383)),
+    "webp smaller than announced": image_payload([1, 4096, 4096, 4], webp_of(4, 4)),
+    "a place in exabytes": blocks_payload(
+        [MIB], [blosc_of(MIB, MIB)[:-1]], whole=[1 << 60], first=0, parts=2
+    ),
     "empty chunks": image_payload(
         [1, 4, 4, 3], png_of(4, 4, b"", extra=EMPTY_CHUNK * (MIB // 12))
     ),
@@ -164,6 +233,46 @@ def test_bomb_is_refused_with_little_memory(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < PARSE_FACTOR * len(data) + 64 * 1024
+
+
+WHOLE_BOMBS = {
+    "of exabytes": [1 << 60],
+    "of more than can be addressed": [1 << 40, 1 << 40],
+    "of nothing, but wide": [0, 1 << 62, 1 << 62],
+    "one byte too large": [LIMIT + 1],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_BOMBS)
+def test_part_of_a_huge_whole_is_refused_with_little_memory(name: str) -> None:
+    whole = WHOLE_BOMBS[name]
+    block = compress(bytes(MIB), "zstd", itemsize=1)
+    data = blocks_payload([MIB], [block], whole=whole, first=0, parts=2)
+    assert not decode(data).any()
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptPayload, match=r"too large to address|4194304 allowed"):
+            Assembly(data, size_limit=LIMIT)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 1024
+
+
+@pytest.mark.parametrize("name", ["lz4", "zstd", "webp", "png"])
+def test_size_limit_holds_for_what_compresses_best(name: str) -> None:
+    image = torch.zeros(1, 2000, 1000, 3, dtype=torch.uint8)
+    data = octets(encode(image, codec=name))
+    assert len(data) < image.nbytes / 100
+    assert torch.equal(decode(data, size_limit=image.nbytes), image)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptPayload, match="a tensor of 6000000 bytes, 5999999 allowed"):
+            decode(data, size_limit=image.nbytes - 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 1024
 
 
 def test_data_beyond_the_image_are_not_inflated() -> None:

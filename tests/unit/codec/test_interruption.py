@@ -45,10 +45,17 @@ ONE_IMAGE = image(1, 1024)
 BOOLEANS = torch.zeros(3 * PIECE_SIZE, dtype=torch.bool)
 STRAIGHT = torch.arange(PIECE_SIZE, dtype=torch.int32)
 OTHER_BITS = torch.full((2 * PIECE_SIZE,), 2, dtype=torch.uint8).view(torch.bool)
+LATENT = torch.arange(PIECE_SIZE, dtype=torch.float32)
 BATCH_FILE = received(IMAGES, "png")
 FILE = received(ONE_IMAGE, "png")
 BOOLEAN_BYTES = received(BOOLEANS, "raw")
 UNALIGNED = received(STRAIGHT, "raw", offset=1)
+BANDS = received(ONE_IMAGE, "zstd")
+BLOCKS = received(LATENT, "lz4")
+WEBP_FILES = received(IMAGES, "webp")
+PART = codec.Place((2, *IMAGES.shape), 0, 2)
+PART_PAYLOAD = codec.encode(IMAGES, codec="lz4", place=PART)
+PART_OF_BATCH = PART_PAYLOAD.prefix + bytes(PART_PAYLOAD.body)
 
 # The work, and its bytes: those that it reads or those that it writes.
 WORK: dict[str, tuple[Callable[[], object], int]] = {
@@ -62,6 +69,13 @@ WORK: dict[str, tuple[Callable[[], object], int]] = {
     "strided rows": (lambda: codec.encode(STRAIGHT[None].expand(5, -1)), 5 * STRAIGHT.nbytes),
     "booleans": (lambda: codec.encode(BOOLEANS), BOOLEANS.nbytes),
     "booleans of other bits": (lambda: codec.encode(OTHER_BITS), OTHER_BITS.nbytes),
+    "bands": (lambda: codec.encode(ONE_IMAGE, codec="zstd"), ONE_IMAGE.nbytes),
+    "blocks": (lambda: codec.encode(LATENT, codec="lz4"), LATENT.nbytes),
+    "a batch of WebP files": (lambda: codec.encode(IMAGES, codec="webp"), IMAGES.nbytes),
+    "received bands": (lambda: codec.decode(BANDS), ONE_IMAGE.nbytes),
+    "received blocks": (lambda: codec.decode(BLOCKS), LATENT.nbytes),
+    "received WebP files": (lambda: codec.decode(WEBP_FILES), IMAGES.nbytes),
+    "a part": (lambda: codec.Assembly(PART_OF_BATCH).add(0, PART_OF_BATCH), IMAGES.nbytes),
     "a batch of files": (lambda: codec.decode(BATCH_FILE), IMAGES.nbytes),
     "a file": (lambda: codec.decode(FILE), ONE_IMAGE.nbytes),
     "received booleans": (lambda: codec.decode(BOOLEAN_BYTES), BOOLEANS.nbytes),
@@ -97,8 +111,8 @@ def test_pieces_change_nothing(shape: tuple[int, ...]) -> None:
     levels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     values = levels.to(torch.float32).div_(torch.full((1,), 255.0))
     for tensor in (levels, values, levels.transpose(0, 1), values.transpose(-1, 0)):
-        assert torch.equal(codec.decode(received(tensor, "raw")), tensor)
-        assert torch.equal(codec.decode(received(tensor, "png")), tensor)
+        for name in ("raw", "png", "lz4"):
+            assert torch.equal(codec.decode(received(tensor, name)), tensor)
 
 
 def test_nothing_is_interrupted_outside() -> None:
