@@ -138,14 +138,14 @@ def link_table(
     missing: Mapping[str, str],
 ) -> Table:
     """The entries beside the best codec, and beside raw."""
-    seconds = {each.name: each.seconds for each in entries if each.result.way != SHARED_MEMORY_WAY}
-    fixed = {name: value for name, value in seconds.items() if name != AUTO}
-    best = min(fixed, key=lambda name: fixed[name], default=None)
-    to_best = {} if best is None else {e.name: e.seconds / fixed[best] for e in entries}
-    to_raw = {e.name: fixed[RAW] / e.seconds for e in entries} if RAW in fixed else {}
+    fixed = {e.name: e for e in entries if e.result.way != SHARED_MEMORY_WAY and e.name != AUTO}
+    best = min(fixed, key=lambda name: fixed[name].seconds, default=None)
+    to_best = {} if best is None else {e.name: e.seconds / fixed[best].seconds for e in entries}
+    to_raw = {e.name: fixed[RAW].seconds / e.seconds for e in entries} if RAW in fixed else {}
+    least = _auto_to_best_least(entries, fixed)
     notes = [*missing_notes(missing), *round_notes([each.result for each in entries], {})]
     if AUTO in to_best:
-        notes.insert(0, f"auto takes {to_best[AUTO]:.2f} times as long as the best, {best}")
+        notes.insert(0, _auto_text(to_best[AUTO], str(best), least))
     columns = ("codec", "ms an item", "least", "CPU", "to the best", "raw takes", "MB", "chosen")
     return Table(
         "codecs",
@@ -159,11 +159,25 @@ def link_table(
             "tensor_bytes": transfer.tensor_bytes,
             "best": best,
             "auto_to_best": to_best.get(AUTO),
+            "auto_to_best_least": least,
             "codecs": [_json(each, to_best, to_raw) for each in entries],
             "missing": dict(missing),
         },
         tuple(notes),
     )
+
+
+def _auto_to_best_least(entries: Sequence[Entry], fixed: Mapping[str, Entry]) -> float | None:
+    """The same by the fastest round of each."""
+    auto = next((each for each in entries if each.name == AUTO), None)
+    if auto is None or not fixed:
+        return None
+    return auto.least_seconds / min(each.least_seconds for each in fixed.values())
+
+
+def _auto_text(ratio: float, best: str, least: float | None) -> str:
+    text = f"auto takes {ratio:.2f} times as long as the best, {best}"
+    return text if least is None else f"{text}; by the fastest round of each {least:.2f} times"
 
 
 def _line(

@@ -77,11 +77,14 @@ def test_auto_is_told_against_the_best_codec_and_raw() -> None:
         ("shared memory", "5.00", "4.00", "3.00", "0.50 x", "4.20 x", "0.00", ""),
     )
     assert len(table.columns) == len(table.lines[0])
-    assert table.notes[0] == "auto takes 1.10 times as long as the best, lz4"
+    assert table.notes[0] == (
+        "auto takes 1.10 times as long as the best, lz4; by the fastest round of each 1.00 times"
+    )
     assert "x is left out: gone" in table.notes
     value = json.loads(json.dumps(table.to_json()))
     assert (value["best"], value["link"], value["shape"]) == ("lz4", "a link", [8, 64, 64, 3])
     assert value["auto_to_best"] == value["codecs"][3]["to_best"] == pytest.approx(1.1)
+    assert value["auto_to_best_least"] == 1.0
     assert value["codecs"][3]["chosen"] == {"lz4": 1, "raw8": 1}
     assert value["codecs"][0]["seconds"] == [0.040, 0.044]
 
@@ -91,6 +94,7 @@ def test_without_another_codec_auto_is_told_against_nothing() -> None:
     table = link_table("a title", "a link", link_transfers(64)[0], entries, missing={})
     assert table.lines[0][4:6] == ("-", "-")
     assert (table.values["best"], table.values["auto_to_best"]) == (None, None)
+    assert table.values["auto_to_best_least"] is None
 
 
 def test_every_codec_is_a_way_that_other_rows_do_not_have() -> None:
