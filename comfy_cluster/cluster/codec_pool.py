@@ -3,7 +3,9 @@
 Not a `concurrent.futures.ThreadPoolExecutor`: the interpreter joins that one's threads before any
 atexit function runs, so an exit would wait for every encoding that is still queued.
 Nor are the daemons left to themselves at an exit: the work under way is interrupted and its thread
-ends first, see `codec/interruption.py` for what happens otherwise.
+ends first, see `codec/interruption.py` for what happens otherwise. One exit function, registered
+before any transport's and so called after theirs, does that for all pools: also for one whose first
+thread started during the exit, when Python takes no more such functions.
 Used by `Cluster` alone; knows nothing of tensors.
 """
 
@@ -13,6 +15,7 @@ import atexit
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +23,9 @@ from comfy_cluster.codec.interruption import interruptible
 from comfy_cluster.errors import TransferCancelled
 
 CLOSE_TIMEOUT = 1.0  # seconds; far longer than a piece of codec work, and an exit may take 2
+
+
+_pools: weakref.WeakSet[CodecPool] = weakref.WeakSet()
 
 
 class CodecPool:
@@ -33,6 +39,7 @@ class CodecPool:
         self._is_closed = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
+        _pools.add(self)
 
     @property
     def thread_count(self) -> int:
@@ -63,7 +70,6 @@ class CodecPool:
         """Like `stop`, and waits until the threads have ended, up to `timeout` seconds in all."""
         deadline = time.monotonic() + timeout
         self.stop()
-        atexit.unregister(self._close_at_exit)
         with self._changed:
             threads = [each for each in self._threads if each is not threading.current_thread()]
         for thread in threads:
@@ -72,15 +78,13 @@ class CodecPool:
     def _start_thread(self) -> None:
         name = f"comfy-cluster-codec-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
-        if not self._threads:
-            atexit.register(self._close_at_exit)
         thread.start()
         self._threads.append(thread)
 
-    def _close_at_exit(self) -> None:
-        # In a child of a fork the threads are the parent's, and the lock may be held for ever.
-        if self._pid == os.getpid():
-            self.close()
+    @property
+    def is_own(self) -> bool:
+        """False in a child of a fork: the threads are the parent's, and the lock may be held."""
+        return self._pid == os.getpid()
 
     def _work(self) -> None:
         with interruptible(self._check_open):
@@ -99,3 +103,13 @@ class CodecPool:
                 self._changed.wait()
             self._idle_count -= 1
             return self._tasks.popleft() if self._tasks else None
+
+
+@atexit.register
+def _close_all() -> None:
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    pools = [pool for pool in _pools if pool.is_own]
+    for pool in pools:
+        pool.stop()
+    for pool in pools:
+        pool.close(max(0.0, deadline - time.monotonic()))

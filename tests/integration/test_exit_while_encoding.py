@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from comfy_cluster.cluster.keys import CollectiveKey
-from comfy_cluster.config import SharedMemory
+from comfy_cluster.config import Codec, SharedMemory
 from comfy_cluster.runtime import build_cluster
 from comfy_cluster.transport.handle import Handle
 from tests.integration.clusters import READY_TIMEOUT, configs
@@ -27,14 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT = 120.0  # seconds; a bound for a broken build, never waited for in a good one
 BROADCAST_COUNT = 4
 
-# Function, and items of a batch. Sixty are looked at for longer than an exit may take; few are soon
-# on the other side.
+# Function, the codec that comes there, and items of a batch. Sixty are looked at for longer than an
+# exit may take; few are soon on the other side.
 MOMENTS = {
-    "exact_levels": 60,
-    "copy_of": 60,
-    "encode_png": 8,
-    "decode_png": 8,
-    "levels_to_values": 8,
+    "exact_levels": (Codec.RAW8, 60),
+    "copy_of": (Codec.RAW, 60),
+    "encode_bands": (Codec.ZSTD, 16),
+    "decode_bands": (Codec.ZSTD, 16),
+    "encode_png": (Codec.PNG, 8),
+    "decode_png": (Codec.PNG, 8),
+    "encode_webp": (Codec.WEBP, 8),
+    "decode_webp": (Codec.WEBP, 8),
+    "fill_values": (Codec.RAW8, 30),
 }
 
 
@@ -81,13 +85,14 @@ def is_inside(function: str) -> bool:
 def main(function: str) -> None:
     """Ends as a script ends: without closing anything."""
     # With shared memory tensors are not encoded at all.
-    settings = configs(2, shared_memory=SharedMemory.OFF)
+    codec, count = MOMENTS[function]
+    settings = configs(2, shared_memory=SharedMemory.OFF, codec=codec)
     clusters = [build_cluster(each) for each in settings]
     for cluster in clusters:
         cluster.start()
     for cluster in clusters:
         cluster.wait_until_ready(READY_TIMEOUT)
-    batch = batch_of(MOMENTS[function])
+    batch = batch_of(count)
     if function == "copy_of":
         batch = batch.transpose(1, 2)
     handles: list[Handle[torch.Tensor]] = []
