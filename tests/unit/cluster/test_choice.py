@@ -47,6 +47,15 @@ def test_small_tensors_go_raw_without_a_look() -> None:
     assert (found.codec, found.reason) == ("raw", "small")
 
 
+def test_floats_of_a_few_milliseconds_go_raw_without_a_look() -> None:
+    at = link(NOISE.nbytes / 0.008)
+    assert choice(NOISE, at).reason == "small"
+    levels = torch.zeros(NOISE.shape)
+    assert choice(levels, at).reason == "forecast"
+    slower = link(NOISE.nbytes / 0.02)
+    assert choice(NOISE, slower).reason == "forecast"
+
+
 def test_what_shares_memory_goes_raw() -> None:
     found = choice(photograph(), link(1e3, shares_memory=True))
     assert (found.codec, found.reason) == ("raw", "shared_memory")

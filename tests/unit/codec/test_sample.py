@@ -8,7 +8,7 @@ import torch
 
 from comfy_cluster.codec import CODECS, encode
 from comfy_cluster.codec.levels import Levels
-from comfy_cluster.codec.sample import take_sample
+from comfy_cluster.codec.sample import begins_with_levels, take_sample
 
 GENERATOR = torch.Generator().manual_seed(9)
 NOISE = torch.randn(2, 16, 96, 96, generator=GENERATOR)
@@ -30,13 +30,23 @@ def test_the_sizes_of_a_photograph_are_foretold(photograph: Levels) -> None:
 
 def test_floats_are_no_levels_and_their_sizes_are_foretold() -> None:
     smooth = torch.linspace(-1, 1, NOISE.numel()).reshape(NOISE.shape)
-    for latent in (NOISE, smooth):
+    for latent, names in ((NOISE, ("lz4", "zstd")), (smooth, ("zstd",))):
         sample = take_sample(latent, CODECS, is_rounded=False)
         assert not sample.is_levels
-        for name in ("lz4", "zstd"):
+        for name in names:
             size = encode(latent, codec=name).size / latent.nbytes
             assert size == pytest.approx(sample.sizes[name], rel=0.3)
         assert sample.sizes["png"] == sample.sizes["raw"] == 1.0
+
+
+def test_the_first_look_tells_images_from_latents(photograph: Levels) -> None:
+    image = image_of(photograph)
+    assert begins_with_levels(image) and begins_with_levels(image[0, ..., 0])
+    assert begins_with_levels(image.permute(0, 3, 1, 2))
+    assert begins_with_levels(torch.zeros(3, 5, dtype=torch.uint8))
+    assert not begins_with_levels(NOISE)
+    assert not begins_with_levels(torch.zeros(9))
+    assert not begins_with_levels(torch.zeros(0, 4, 4, 3))
 
 
 def test_an_image_to_be_rounded_is_of_levels(photograph: Levels) -> None:
