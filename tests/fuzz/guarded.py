@@ -45,7 +45,7 @@ class GuardedMemory:
         return array
 
 
-def fill_new_memory(value: int) -> None:
-    """From now on the C library's memory begins with bytes of that value (1 to 255)."""
+def fill_new_memory(value: int | None) -> None:
+    """From now on the C library's memory begins with bytes of that value; None: as it comes."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_FILL_BYTE, value ^ 0xFF)
+        library.mallopt(_FILL_BYTE, 0 if value is None else value ^ 0xFF)

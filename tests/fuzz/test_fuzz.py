@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.fuzz_decode import TARGETS
+from tests.fuzz.guarded import fill_new_memory
 from tests.fuzz.make_seeds import CORPUS, SEEDS, name_of
 from tests.layering import ROOT
 
@@ -21,6 +23,13 @@ LARGEST_CORPUS = 300 << 10  # bytes
 SECONDS = float(os.environ.get("CLUSTER_FUZZ_SECONDS", "5"))  # for each target
 START_SECONDS = 120  # to load torch on a busy machine, and to run the corpus
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
+
+
+@pytest.fixture(autouse=True)
+def ordinary_memory() -> Iterator[None]:
+    """For the tests that come after these."""
+    yield
+    fill_new_memory(None)
 
 
 def kept(target: str) -> list[bytes]:
