@@ -28,6 +28,7 @@ LAYERS = {
     "batches": 1,
     "codec": 1,
     "wire": 1,
+    "workflows": 1,
     "protocol": 2,
     "discovery": 3,
     "transport": 3,
@@ -42,11 +43,12 @@ ENGINES = {"_fastpath", "_fastpath_py"}
 FIRST_LAYER_WITH_CLOCK = 3
 CLOCK_MODULES = {"time", "datetime", "sched", "_thread"}
 CONCURRENCY_MODULES = {"threading", "queue", "concurrent", "multiprocessing", "asyncio", "signal"}
-UNITS_WITHOUT_THREADS = {"batches", "wire", "protocol"}
+UNITS_WITHOUT_THREADS = {"batches", "wire", "workflows", "protocol"}
 SOCKET_MODULES = {"socket", "_socket", "select", "selectors", "socketserver"}
 UNITS_WITH_SOCKETS = {"transport", "discovery", "benchmarks"}
 UNITS_WITHOUT_TORCH = {name for name, layer in LAYERS.items() if layer == 0} | {
     "wire",
+    "workflows",
     "protocol",
     "transport",
     "discovery",
