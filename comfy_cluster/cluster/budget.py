@@ -6,7 +6,7 @@ ever refused. Knows nothing of tensors.
 The limit of this: a payload keeps its bytes until its receivers have confirmed it, and who comes
 later waits behind it, whatever its receivers need first. A receiver that must have a later payload
 before it asks for an earlier one waits as long as the earlier one finds no memory there: unclaimed
-payloads get a quarter of MEMORY_BUDGET. It does not happen while payloads are smaller than that,
+payloads get a quarter of MEMORY_BUDGET. It does not happen while tensors are smaller than that,
 or receivers ask for all that they need at once, or in the order of sending.
 """
 
@@ -27,7 +27,7 @@ class Admission:
 
     def shrink_to(self, size: int) -> None:
         """Gives back what turned out not to be needed; a size above the present one is ignored."""
-        self._budget._give_back(self, min(size, self.size))
+        self._budget._give_back(self, size)
 
     def release(self) -> None:
         """Gives everything back; a second time does nothing."""
@@ -73,6 +73,7 @@ class ByteBudget:
 
     def _give_back(self, admission: Admission, size_left: int) -> None:
         with self._lock:
+            size_left = min(size_left, admission.size)  # a release may have come in between
             self._used -= admission.size - size_left
             admission.size = size_left
         self._admit_waiting()

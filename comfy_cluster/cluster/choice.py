@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from comfy_cluster import codec
-from comfy_cluster.cluster.forecast import CodecSpeeds, Journey, expected_seconds
+from comfy_cluster.cluster.forecast import CodecSpeeds, Forecast, Journey, forecast_for
 from comfy_cluster.cluster.links import Link
 from comfy_cluster.codec.sample import Sample, begins_with_levels, take_sample
 from comfy_cluster.config import ClusterConfig, Codec, ImagePrecision
@@ -22,6 +22,7 @@ from comfy_cluster.config import ClusterConfig, Codec, ImagePrecision
 logger = logging.getLogger("comfy_cluster.cluster")
 
 RAW = "raw"
+PLAIN = frozenset({RAW, "raw8"})  # what compresses nothing
 # Seconds that a raw transfer may take without a thought of doing better: a sample and the way to
 # the codec pool and back take as long. What is no 8-bit image becomes a fifth smaller at most.
 WORTH_A_SAMPLE = 1.5e-3
@@ -38,6 +39,8 @@ class Choice:
     reason: str
     """One of `REASONS`: the name of the counter."""
     text: str
+    is_cut: bool = True
+    """In parts, where the tensor's own memory is not sent."""
 
 
 REASONS = ("forced", "shared_memory", "small", "forecast")
@@ -80,31 +83,40 @@ class CodecChooser:
 
     def choose(self, tensor: torch.Tensor, link: Link, *, is_image: bool) -> Choice:
         """Looks at some rows of the tensor (about a millisecond), and compares."""
-        candidates = [name for name in codec.available_codecs() if name in link.codecs]
-        sample = take_sample(tensor, candidates, is_rounded=self.rounds(tensor, is_image=is_image))
-        seconds = self._forecast(tensor, link, sample)
-        raw = seconds[RAW]
-        best = min(seconds, key=lambda name: seconds[name])
-        chosen = best if seconds[best] < _MARGIN * raw else RAW
-        return Choice(chosen, "forecast", _describe(seconds, link))
+        self.speeds.forget_a_little()
+        known = link.codecs | {RAW}  # which needs no codec
+        names = [name for name in codec.available_codecs() if name in known]
+        sample = take_sample(tensor, is_rounded=self.rounds(tensor, is_image=is_image))
+        journey = self._journey(tensor, link, sample)
+        plain = [name for name in names if name in PLAIN]
+        forecasts = self._forecasts(journey, sample.sizes(plain))
+        fastest = min(each.seconds for each in forecasts.values())
+        # Compressing is left out where it would take too long even if nothing had to be sent then.
+        free = self._forecasts(journey, dict.fromkeys(set(names) - PLAIN, 0.0))
+        worthy = [name for name in names if name in free and free[name].seconds < fastest]
+        forecasts |= self._forecasts(journey, sample.sizes(worthy))
+        best = min(forecasts, key=lambda name: forecasts[name].seconds)
+        chosen = best if forecasts[best].seconds < _MARGIN * forecasts[RAW].seconds else RAW
+        text = _describe(forecasts, link)
+        return Choice(chosen, "forecast", text, is_cut=forecasts[chosen].is_cut)
 
-    def _forecast(self, tensor: torch.Tensor, link: Link, sample: Sample) -> dict[str, float]:
-        part_count = len(codec.parts_of(tensor)) if link.takes_parts else 1
-        seconds = {}
-        for name, relative_size in sample.sizes.items():
-            journey = Journey(
-                size=tensor.nbytes,
-                unit_count=tensor.numel() if sample.is_levels else tensor.nbytes,
-                is_levels=sample.is_levels,
-                part_count=1 if name == RAW else part_count,
-                thread_count=self._thread_count,
-                rate=link.rate,
-            )
-            if name == RAW or relative_size < 1.0:
-                seconds[name] = expected_seconds(
-                    journey, name, relative_size=relative_size, speeds=self.speeds
-                )
-        return seconds
+    def _journey(self, tensor: torch.Tensor, link: Link, sample: Sample) -> Journey:
+        return Journey(
+            size=tensor.nbytes,
+            unit_count=tensor.numel() if sample.is_levels else tensor.nbytes,
+            is_levels=sample.is_levels,
+            part_count=len(codec.parts_of(tensor)) if link.takes_parts else 1,
+            thread_count=self._thread_count,
+            rate=link.rate,
+        )
+
+    def _forecasts(self, journey: Journey, sizes: Mapping[str, float]) -> dict[str, Forecast]:
+        """By codec, in parts or in one, whichever is sooner there; none that makes nothing less."""
+        return {
+            name: forecast_for(journey, name, relative_size=size, speeds=self.speeds)
+            for name, size in sizes.items()
+            if name == RAW or size < 1.0
+        }
 
     def count(self, choice: Choice, tensor: torch.Tensor) -> None:
         """One tensor goes by this choice."""
@@ -123,6 +135,6 @@ class CodecChooser:
             return {name: self._counts[name] for name in names}
 
 
-def _describe(seconds: Mapping[str, float], link: Link) -> str:
-    expected = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+def _describe(forecasts: Mapping[str, Forecast], link: Link) -> str:
+    expected = ", ".join(f"{name} {each.seconds * 1e3:.1f} ms" for name, each in forecasts.items())
     return f"expected at {link.rate / 1e6:.0f} MB/s: {expected}"

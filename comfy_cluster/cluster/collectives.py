@@ -63,6 +63,7 @@ class Collectives:
     ) -> Handle[torch.Tensor]:
         """See `Cluster.broadcast`."""
         call = _Call("broadcast", MessageType.DISTRIBUTE_BUFFER_BROADCAST, key, is_image)
+        self._jobs.begin(key.job_id)
         self._check_instances([source])
         if source != self._own_index:
             return self._receive(call, source)
@@ -74,10 +75,12 @@ class Collectives:
     ) -> Handle[torch.Tensor]:
         """See `Cluster.fan_out`."""
         call = _Call("fan-out", MessageType.DISTRIBUTE_BUFFER_FANOUT, key, is_image)
+        self._jobs.begin(key.job_id)
         if self._own_index != LEADER:
             return self._receive(call, LEADER)
         slices = batches.split(required(batch, f"the leader of the {call}"), self._count)
-        sent = {peer: self._send(call, slices[peer], [peer]) for peer in self._peers()}
+        peers = self._peers()
+        sent = {peer: self._send(call, slices[peer], [peer], siblings=len(peers)) for peer in peers}
         # An empty slice is sent too, for whoever calls fan-out there. Whether it arrives matters to
         # nobody here; but the job must not end, and cancel it, while it is on its way.
         on_way = [
@@ -97,6 +100,7 @@ class Collectives:
     ) -> Handle[torch.Tensor]:
         """See `Cluster.fan_in`."""
         call = _Call("fan-in", MessageType.DISTRIBUTE_BUFFER_FANIN, key, is_image)
+        self._jobs.begin(key.job_id)
         wanted = sorted(range(self._count) if sources is None else set(sources))
         self._check_instances(wanted)
         if not wanted:
@@ -104,7 +108,9 @@ class Collectives:
         if self._own_index == LEADER:
             own = required(part, f"the leader in the {call}") if LEADER in wanted else None
             parts = self._receive_parts(call, own, wanted)
-            return parts.then(lambda received: self._join(call, wanted, received), self._executor)
+            joined = parts.then(lambda got: self._join(call, wanted, got), self._executor)
+            self._jobs.track(key.job_id, joined, peers=frozenset())
+            return joined
         own = required(part, f"a follower in the {call}")
         if self._own_index not in wanted:
             return Handle.completed(own, str(call))
@@ -115,6 +121,7 @@ class Collectives:
     ) -> Handle[list[torch.Tensor]]:
         """See `Cluster.all_gather`."""
         call = _Call("all-gather", MessageType.DISTRIBUTE_BUFFER_GATHER, key, is_image)
+        self._jobs.begin(key.job_id)
         own = required(tensor, f"every instance in the {call}")
         received = self._receive_parts(call, own, range(self._count))
         both: Handle[list[Any]] = all_of(
@@ -158,7 +165,9 @@ class Collectives:
         received.description = description
         return self._jobs.explained(job_id, received, peers=frozenset(self._peers()))
 
-    def _send(self, call: _Call, tensor: torch.Tensor, peers: Collection[int]) -> Handle[None]:
+    def _send(
+        self, call: _Call, tensor: torch.Tensor, peers: Collection[int], *, siblings: int = 1
+    ) -> Handle[None]:
         job_id = call.key.job_id
 
         def track_transfer(peer: int, transfer: Handle[None]) -> Handle[None]:
@@ -174,6 +183,7 @@ class Collectives:
             message_type=call.message_type,
             is_image=call.is_image,
             on_transfer=track_transfer,
+            siblings=siblings,
         )
         sent.description = f"{call} to instance {', '.join(map(str, peers))}"
         self._jobs.track(job_id, sent, peers=frozenset())

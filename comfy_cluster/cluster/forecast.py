@@ -12,14 +12,18 @@ to it so far. What a peer's machine decodes is taken to be as fast as what this 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+# A further part costs that much in messages on both sides, whatever it holds.
+PART_SECONDS = 1.2e-3
 _WEIGHT = 0.2  # of a new measurement: the last dozen count
+_LARGEST_STEP = 4.0  # times longer or shorter than expected; more is a stall, not a speed
+_FORGETTING = 0.02  # of what was learned, with each forecast: unused codecs get a chance again
 SMALLEST_MEASURED = 256 << 10  # bytes of tensor; less says more about Python than about the codec
 
 
@@ -73,15 +77,26 @@ class CodecSpeeds:
             return
         measured = seconds / (values.numel() if stage.is_levels else values.nbytes)
         with self._lock:
-            before = self._measured.get(stage, measured)
-            self._measured[stage] = before + _WEIGHT * (measured - before)
+            before = self._expected(stage)
+            bounded = min(max(measured, before / _LARGEST_STEP), before * _LARGEST_STEP)
+            self._measured[stage] = before + _WEIGHT * (bounded - before)
+
+    def forget_a_little(self) -> None:
+        """What was learned comes nearer to the table: called with each forecast."""
+        with self._lock:
+            for stage, measured in self._measured.items():
+                seed = self._seeds[stage]
+                self._measured[stage] = seed * (measured / seed) ** (1 - _FORGETTING)
 
     def seconds_per_unit(self, stage: Stage) -> float:
         """Expected; 0.0 where the codec has nothing to do."""
         with self._lock:
-            if stage in self._measured:
-                return self._measured[stage]
-            return self._seeds.get(stage, 0.0) * self._machine_factor()
+            return self._expected(stage)
+
+    def _expected(self, stage: Stage) -> float:
+        if stage in self._measured:
+            return self._measured[stage]
+        return self._seeds.get(stage, 0.0) * self._machine_factor()
 
     def _machine_factor(self) -> float:
         """How many times longer than in the table things take here."""
@@ -120,5 +135,26 @@ def expected_seconds(
     )
     send = journey.size * relative_size / journey.part_count / journey.rate
     threads = min(journey.thread_count, journey.part_count)
-    slowest = max(encode / threads, send, decode / threads)
+    slowest = max(encode / threads, send, decode / threads, PART_SECONDS)
     return encode + send + decode + (journey.part_count - 1) * slowest
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of one codec."""
+
+    seconds: float
+    is_cut: bool
+    """In parts; else in one payload."""
+
+
+def forecast_for(
+    journey: Journey, codec: str, *, relative_size: float, speeds: CodecSpeeds
+) -> Forecast:
+    """The better of in parts and in one."""
+    whole = replace(journey, part_count=1)
+    in_one = expected_seconds(whole, codec, relative_size=relative_size, speeds=speeds)
+    if codec == "raw":
+        return Forecast(in_one, False)
+    cut = expected_seconds(journey, codec, relative_size=relative_size, speeds=speeds)
+    return Forecast(min(in_one, cut), cut < in_one)

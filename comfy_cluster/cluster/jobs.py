@@ -42,9 +42,8 @@ class _Job:
 class Jobs:
     """Fails the handles of jobs whose peers are lost, that end, or whose cluster closes.
 
-    Thread-safe. A job is known from `begin`, or else from its first handle, until `end`, which must
-    be called for each. `grace_seconds`: how much later than another instance this one may notice
-    that a peer is lost.
+    Thread-safe. A job is known from `begin` until `end`, which must be called for each.
+    `grace_seconds`: how much later than another instance this one may notice that a peer is lost.
     """
 
     def __init__(self, *, grace_seconds: float) -> None:
@@ -59,13 +58,14 @@ class Jobs:
             self._jobs.setdefault(job_id, _Job())
 
     def track(self, job_id: str, handle: Handle[Any], *, peers: frozenset[int]) -> None:
-        """Makes `handle` part of the job; it fails with PeerLost if one of `peers` is lost."""
-        self.begin(job_id)
+        """Makes `handle` part of the job; it fails with PeerLost if one of `peers` is lost.
+
+        It is cancelled where the job has ended meanwhile.
+        """
         self._add(job_id, handle, _Need(peers, Handle.abandon))
 
     def track_arriving(self, job_id: str, handle: Handle[Any], *, source: int) -> None:
         """The same for a payload from `source`, which may still be handed over if it is here."""
-        self.begin(job_id)
         self._add(job_id, handle, _Need(frozenset({source}), self._fail_later))
 
     def explained(self, job_id: str, work: Handle[T], *, peers: frozenset[int]) -> Handle[T]:

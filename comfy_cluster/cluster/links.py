@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.ports import Transport
@@ -29,6 +29,10 @@ class Link:
     """Bytes a second."""
     shares_memory: bool = False
     """All of them get it through shared memory."""
+
+    def shared_by(self, count: int) -> Link:
+        """The same way for one of `count` payloads that go out at once."""
+        return replace(self, rate=self.rate / count)
 
 
 def link_to(

@@ -31,7 +31,7 @@ from comfy_cluster.cluster.sending import Sending, Transfers, encoding_cost
 from comfy_cluster.codec import Assembly, EncodedPayload, Part
 from comfy_cluster.codec.device import when_written
 from comfy_cluster.config import ClusterConfig
-from comfy_cluster.errors import CorruptPayload
+from comfy_cluster.errors import CorruptPayload, UnsupportedTensor
 from comfy_cluster.transport.handle import Executor, Handle, all_of
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType, TransferKey
@@ -92,6 +92,7 @@ class Payloads:
         message_type: MessageType,
         is_image: bool,
         on_transfer: OnTransfer,
+        siblings: int = 1,
     ) -> Handle[None]:
         """Encodes once and sends to all `peers` at the same time; done when each has it.
 
@@ -99,12 +100,17 @@ class Payloads:
 
         `tensor` must not be changed in place before that. `on_transfer(peer, handle)` is called for
         each transfer (a tensor in parts has several to each peer) when it begins, and returns the
-        handle to wait for.
+        handle to wait for. `siblings`: how many such calls, this one too, are made at once, and
+        will share the link.
         """
         if not peers:
             return Handle.completed(None)
+        try:
+            codec.check_supported(tensor)
+        except UnsupportedTensor as error:
+            return Handle.failed(error)
         outgoing = _Outgoing(tensor, key, message_type, is_image, on_transfer, when_written(tensor))
-        link = self._link_to(peers, tensor.nbytes)
+        link = self._link_to(peers, tensor.nbytes).shared_by(siblings)
 
         def begin(choice: Choice) -> Handle[None]:
             return self._send_as(choice, outgoing, peers, link)
@@ -131,7 +137,7 @@ class Payloads:
             or tensor.device.type != "cpu"
             or not tensor.is_contiguous()
         )
-        is_cut = link.takes_parts and not is_own_memory
+        is_cut = link.takes_parts and choice.is_cut and not is_own_memory
         sending = Sending(
             codec.parts_of(tensor) if is_cut else [Part(0, tensor, None)],
             peers,
@@ -144,7 +150,7 @@ class Payloads:
         return sending.start()
 
     def _encode(self, part: Part, *, outgoing: _Outgoing, codec_name: str) -> EncodedPayload:
-        begun_at = time.perf_counter()
+        begun_at = time.thread_time()  # waiting for a core says nothing of the codec
         payload = codec.encode(
             part.values,
             codec=codec_name,
@@ -155,7 +161,7 @@ class Payloads:
         )
         if part.values.device.type == "cpu":  # else most of the time was the copy's
             stage = Stage(payload.codec, Work.ENCODE, payload.holds_levels)
-            self._speeds.learn(stage, part.values, seconds=time.perf_counter() - begun_at)
+            self._speeds.learn(stage, part.values, seconds=time.thread_time() - begun_at)
         return payload
 
     def _transfer(
@@ -241,20 +247,20 @@ class Payloads:
         return Assembly(first, size_limit=limit, allocate=self._transport.allocate)
 
     def _decode(self, data: Buffer, contents: codec.Contents) -> torch.Tensor:
-        begun_at = time.perf_counter()
+        begun_at = time.thread_time()
         tensor = codec.decode(
             data, size_limit=self._decoded_size_limit, allocate=self._transport.allocate
         )
         stage = Stage(contents.codec, Work.DECODE, contents.holds_levels)
-        self._speeds.learn(stage, tensor, seconds=time.perf_counter() - begun_at)
+        self._speeds.learn(stage, tensor, seconds=time.thread_time() - begun_at)
         return tensor
 
     def _add(self, assembly: Assembly, index: int, data: Buffer) -> None:
         contents = codec.contents_of(data)
-        begun_at = time.perf_counter()
+        begun_at = time.thread_time()
         values = assembly.add(index, data)
         stage = Stage(contents.codec, Work.DECODE, contents.holds_levels)
-        self._speeds.learn(stage, values, seconds=time.perf_counter() - begun_at)
+        self._speeds.learn(stage, values, seconds=time.thread_time() - begun_at)
 
 
 def _from_peer(peer: int, fn: Callable[..., Any], *arguments: Any) -> Any:

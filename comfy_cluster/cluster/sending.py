@@ -46,12 +46,34 @@ class Sending:
         self._transfer = transfer
         self._executor = executor
         self._budget = budget
-        self._lock = threading.Lock()  # guards the field below
+        self._lock = threading.Lock()  # guards the fields below
         self._errors: dict[int, BaseException] = {}
+        self._failure: BaseException | None = None
+        self._sent: list[Handle[None]] = []
 
     def start(self) -> Handle[None]:
-        """Done when each peer has all parts; a peer's error is told when all have ended."""
-        return all_ended([self._send(part) for part in self._parts])
+        """Done when each peer has all parts; a peer's error is told when all have ended.
+
+        A part that cannot be encoded ends all at once: without it the others are of no use.
+        """
+        for part in self._parts:
+            sent = self._send(part)
+            with self._lock:
+                self._sent.append(sent)
+                failure = self._failure
+            if failure is not None:
+                sent.abandon(failure)
+        return all_ended(self._sent)
+
+    def _on_encoded(self, encoded: Handle[EncodedPayload | None]) -> None:
+        error = encoded.exception()
+        if error is None:
+            return
+        with self._lock:
+            self._failure = error
+            sent = list(self._sent)
+        for each in sent:
+            each.abandon(error)
 
     def _send(self, part: Part) -> Handle[None]:
         def begin(admission: Admission) -> Handle[None]:
@@ -59,6 +81,7 @@ class Sending:
                 return self._encode_wanted(values, admission)
 
             encoded = Handle.completed(part).then(encode, self._executor)
+            encoded.add_done_callback(self._on_encoded)
             sent = encoded.and_then(lambda payload: self._send_encoded(part, payload))
             sent.add_done_callback(lambda _: admission.release())
             return sent

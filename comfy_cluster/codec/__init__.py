@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from comfy_cluster.codec.assembly import Assembly, Contents, contents_of
     from comfy_cluster.codec.image_codecs import CODECS, available_codecs
     from comfy_cluster.codec.parts import Part, Place, parts_of
-    from comfy_cluster.codec.tensors import PRECISION_CHOICES, decode, encode
+    from comfy_cluster.codec.tensors import PRECISION_CHOICES, check_supported, decode, encode
 
 _MODULES = {
     "Assembly": "assembly",
@@ -28,6 +28,7 @@ _MODULES = {
     "Place": "parts",
     "parts_of": "parts",
     "PRECISION_CHOICES": "tensors",
+    "check_supported": "tensors",
     "decode": "tensors",
     "encode": "tensors",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "Part",
     "Place",
     "available_codecs",
+    "check_supported",
     "contents_of",
     "decode",
     "digest_of",

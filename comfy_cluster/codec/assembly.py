@@ -17,10 +17,13 @@ from comfy_cluster.codec.envelope import Envelope, parse_envelope
 from comfy_cluster.codec.image_codecs import name_of_file
 from comfy_cluster.codec.parts import Place
 from comfy_cluster.codec.tensors import (
+    SURELY_DECODED_SIZE,
     Allocate,
     allocate_tensor,
     check_data,
+    check_inflation,
     checked_head,
+    checked_size,
     decode_into,
 )
 from comfy_cluster.errors import CorruptPayload
@@ -62,13 +65,25 @@ class Assembly:
         if envelope.place is None:
             raise CorruptPayload("corrupt payload: it is no part of a tensor")
         self._place = envelope.place
-        self._dtype, _ = checked_head(envelope)
+        self._dtype, size = checked_head(envelope)
+        check_inflation(size, memoryview(first).nbytes)
+        check_data(envelope, self._dtype, size)
+        self._check_whole(envelope, size_limit)
         self._tensor = allocate_tensor(
             self._place.whole, self._dtype, size_limit=size_limit, allocate=allocate
         )
         self._flat = self._tensor.view(-1)
         self._lock = threading.Lock()  # guards the field below
         self._spans: dict[int, tuple[int, int]] = {}
+
+    def _check_whole(self, first: Envelope, size_limit: int | None) -> None:
+        """So few bytes cannot claim a huge whole: `parts_of` makes the first part the largest."""
+        whole, count = self._place.whole, self._place.count
+        size = checked_size(whole, self._dtype, size_limit)
+        if size > SURELY_DECODED_SIZE and math.prod(first.shape) * count < math.prod(whole):
+            raise CorruptPayload(
+                f"corrupt payload: {count} parts of {list(first.shape)} are no {list(whole)}"
+            )
 
     def add(self, index: int, data: Buffer) -> torch.Tensor:
         """Decodes part `index`, and returns its values: a flat view of the tensor's memory.
@@ -78,6 +93,7 @@ class Assembly:
         envelope = parse_envelope(memoryview(data).cast("B"))
         first, end = self._take_span(index, envelope)
         dtype, size = checked_head(envelope)
+        check_inflation(size, memoryview(data).nbytes)
         check_data(envelope, dtype, size)
         values = self._flat[first:end]
         decode_into(values, envelope)

@@ -80,7 +80,8 @@ def levels_to_values(levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def fill_values(levels: torch.Tensor, values: torch.Tensor) -> None:
     """`levels_to_values` into the memory of a contiguous CPU tensor of as many elements."""
     flat = values.view(-1)
-    for place, piece in pieces(levels.reshape(-1), _PIECE):
+    count = PIECE_SIZE // 4 if values.dtype == torch.float32 else _PIECE
+    for place, piece in pieces(levels.reshape(-1), count):
         if values.dtype == torch.float32:
             fastpath.restore_values(piece.numpy().data, flat[place].numpy().data)
         elif values.dtype == torch.uint8:

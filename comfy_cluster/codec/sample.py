@@ -7,7 +7,7 @@ the others compare to it is known well enough (`_LIKE_ZSTD`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +34,26 @@ _BLOCKS_LIKE_ZSTD = {"lz4": 1.02, "zstd": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a look at a tensor found."""
+    """Some of a tensor."""
 
     is_levels: bool
-    """All of what was looked at are 8-bit levels, or are to be rounded to them."""
-    sizes: Mapping[str, float]
-    """Expected size by codec, in bytes for a byte of the tensor; raw is 1.0."""
+    """All of it are 8-bit levels, or are to be rounded to them."""
+    itemsize: int
+    """Bytes of an element of the tensor."""
+    bands: list[torch.Tensor]
+    """The levels, or the values."""
+
+    def sizes(self, codecs: Collection[str]) -> dict[str, float]:
+        """Expected size by codec, in bytes for a byte of the tensor; raw is 1.0.
+
+        Half a millisecond if one of them compresses.
+        """
+        sizes = {"raw": 1.0, "raw8": 1 / self.itemsize if self.is_levels else 1.0}
+        like_zstd = _LIKE_ZSTD if self.is_levels else _BLOCKS_LIKE_ZSTD
+        if not like_zstd.keys().isdisjoint(codecs):
+            by_zstd = _size_by_zstd(self)
+            sizes |= {name: min(1.0, by_zstd * factor) for name, factor in like_zstd.items()}
+        return {name: sizes.get(name, 1.0) for name in codecs}
 
 
 def begins_with_levels(tensor: torch.Tensor) -> bool:
@@ -48,19 +62,17 @@ def begins_with_levels(tensor: torch.Tensor) -> bool:
         return False
     first = tensor[(0,) * (tensor.ndim - 2)]
     rows = max(1, _FIRST_LOOK // max(1, first.shape[1]))
-    return exact_levels(first[:rows, :_FIRST_LOOK].contiguous()) is not None
+    return exact_levels(copy_of(first[:rows, :_FIRST_LOOK])) is not None
 
 
-def take_sample(tensor: torch.Tensor, codecs: Collection[str], *, is_rounded: bool) -> Sample:
-    """Looks at a tensor that `encode` supports, on any device.
+def take_sample(tensor: torch.Tensor, *, is_rounded: bool) -> Sample:
+    """Copies some of a tensor that `encode` supports, from any device.
 
-    `codecs` are those to judge; `is_rounded`: as by precision "uint8".
+    `is_rounded`: as by precision "uint8".
     """
     bands = _bands(tensor)
     levels = _levels_of(bands, is_rounded=is_rounded) if _may_be_image(tensor) else None
-    if levels is not None:
-        return Sample(True, _level_sizes(levels, tensor.itemsize, codecs))
-    return Sample(False, _value_sizes(bands, codecs))
+    return Sample(levels is not None, tensor.itemsize, bands if levels is None else levels)
 
 
 def _may_be_image(tensor: torch.Tensor) -> bool:
@@ -70,20 +82,32 @@ def _may_be_image(tensor: torch.Tensor) -> bool:
 def _bands(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Contiguous copies, on the CPU, of [rows, row] that lie together, from all over the tensor."""
     layout = item_layout(tensor.shape)
-    if layout is None:  # no rows: any size does
-        count = min(_VALUE_BAND_SIZE // tensor.itemsize, tensor.numel())
-        flat = tensor.reshape(-1)
-        return [copy_of(flat[start : start + count]) for start in _starts(flat.numel(), count)]
+    if layout is None:
+        limit = _VALUE_BAND_SIZE // tensor.itemsize
+        places = [index / (_BAND_COUNT - 1) for index in range(_BAND_COUNT)]
+        return [copy_of(_some_of(tensor, place, limit)) for place in places]
     item_count, height, width, channels = layout
-    count = min(height, max(2, _LEVEL_BAND_SIZE // (width * channels)))
+    columns = min(width, max(1, _LEVEL_BAND_SIZE // (2 * channels)))  # two rows at least
+    count = min(height, max(2, _LEVEL_BAND_SIZE // (columns * channels)))
     items = _starts(item_count, 1)
     rows = _starts(height, count)
     bands = []
     for number in range(max(len(items), len(rows))):
         item = tensor if tensor.ndim == 2 else tensor[items[number % len(items)]]
         start = rows[number % len(rows)]
-        bands.append(copy_of(item[start : start + count]).reshape(count, width * channels))
+        band = copy_of(item[start : start + count, :columns])
+        bands.append(band.reshape(count, -1)[:, :_LEVEL_BAND_SIZE])
     return bands
+
+
+def _some_of(values: torch.Tensor, place: float, limit: int) -> torch.Tensor:
+    """Up to `limit` elements, from that place (0.0 to 1.0) of a tensor of any strides."""
+    while values.ndim > 1 and values.numel() > limit:
+        values = values[round(place * (len(values) - 1))]
+    if values.ndim == 1 and len(values) > limit:
+        start = round(place * (len(values) - limit))
+        values = values[start : start + limit]
+    return values
 
 
 def _starts(size: int, count: int) -> list[int]:
@@ -105,33 +129,17 @@ def _levels_of(bands: list[torch.Tensor], *, is_rounded: bool) -> list[torch.Ten
     return levels
 
 
-def _level_sizes(
-    bands: list[torch.Tensor], itemsize: int, codecs: Collection[str]
-) -> dict[str, float]:
-    size = sum(band.numel() for band in bands) * itemsize
-    sizes = {"raw": 1.0, "raw8": 1 / itemsize}
-    if blosc.is_available():
+def _size_by_zstd(sample: Sample) -> float:
+    if not blosc.is_available():
+        return 0.5 / sample.itemsize if sample.is_levels else 1.0
+    size = sum(band.numel() for band in sample.bands) * sample.itemsize
+    if sample.is_levels:
         encode = IMAGE_CODECS["zstd"].encode
-        by_zstd = sum(len(encode(band.numpy()[..., None])) for band in bands) / size
-    else:
-        by_zstd = sizes["raw8"] / 2
-    sizes |= {name: min(1.0, by_zstd * factor) for name, factor in _LIKE_ZSTD.items()}
-    return {name: sizes[name] for name in codecs if name in sizes}
-
-
-def _value_sizes(bands: list[torch.Tensor], codecs: Collection[str]) -> dict[str, float]:
-    sizes = dict.fromkeys(codecs, 1.0)
-    octets = [band.reshape(-1)[: _VALUE_BAND_SIZE // band.itemsize] for band in bands]
-    size = sum(band.nbytes for band in octets)
-    if blosc.is_available() and size:
-        compressed = [
-            blosc.compress(band.view(torch.uint8).numpy().data, "zstd", itemsize=band.itemsize)
-            for band in octets
-        ]
-        by_zstd = sum(map(len, compressed)) / size
-        sizes |= {
-            name: min(1.0, by_zstd * factor)
-            for name, factor in _BLOCKS_LIKE_ZSTD.items()
-            if name in sizes
-        }
-    return sizes
+        return sum(len(encode(band.numpy()[..., None])) for band in sample.bands) / size
+    compressed = [
+        blosc.compress(
+            band.reshape(-1).view(torch.uint8).numpy().data, "zstd", itemsize=band.itemsize
+        )
+        for band in sample.bands
+    ]
+    return sum(map(len, compressed)) / max(size, 1)

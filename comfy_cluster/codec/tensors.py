@@ -44,6 +44,10 @@ from comfy_cluster.errors import ConfigError, CorruptPayload, UnsupportedTensor
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+# Bytes of tensor that a payload may stand for in any case, and else for each byte of it. Black
+# images come to 18,000; a few bytes that claim gigabytes are an attack: neither made nor taken.
+SURELY_DECODED_SIZE = 64 << 20
+LARGEST_INFLATION = 20_000
 DEFAULT_CODEC = "png"  # every instance can decode it
 PRECISION_CHOICES = ("exact", "uint8")
 
@@ -83,12 +87,12 @@ def encode(
     if values.dtype in LEVEL_DTYPES and item_layout(values.shape) is not None:
         if is_rounded:
             levels = rounded_levels(values)
-            payload = _encode_levels(levels, head, codec, size_limit=values.nbytes)
+            payload = _plausible(_encode_levels(levels, head, codec, values.nbytes), values)
             values = levels_to_values(levels, values.dtype) if payload is None else values
         elif codec != "raw" and (exact := exact_levels(values)) is not None:
-            payload = _encode_levels(exact, head, codec, size_limit=values.nbytes)
+            payload = _plausible(_encode_levels(exact, head, codec, values.nbytes), values)
     if payload is None and codec in BLOCK_CODECS:
-        payload = _encode_blocks(values, head, codec)
+        payload = _plausible(_encode_blocks(values, head, codec), values)
     return payload or _encode_raw(values, head)
 
 
@@ -102,8 +106,8 @@ def _check_choice(setting: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def _plain_tensor(tensor: torch.Tensor, written: torch.cuda.Event | None) -> torch.Tensor:
-    """The same values, contiguous, on the CPU, without gradient; copied only where needed."""
+def check_supported(tensor: torch.Tensor) -> None:
+    """`UnsupportedTensor`, with what to do, for what `encode` cannot encode."""
     if not isinstance(tensor, torch.Tensor):
         raise UnsupportedTensor(f"cannot encode {type(tensor).__name__}: it is not a torch.Tensor")
     if tensor.dtype not in DTYPE_NAMES:
@@ -119,10 +123,17 @@ def _plain_tensor(tensor: torch.Tensor, written: torch.cuda.Event | None) -> tor
         tensor_size(tensor.shape, tensor.itemsize)
     except ValueError as error:
         raise UnsupportedTensor(f"cannot encode this tensor: {error}") from None
+
+
+def _plain_tensor(tensor: torch.Tensor, written: torch.cuda.Event | None) -> torch.Tensor:
+    """The same values, contiguous, on the CPU, without gradient; copied only where needed."""
+    check_supported(tensor)
     if tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_neg():
         return tensor.detach()
     if tensor.is_cuda and not tensor.is_neg():
         return pinned_copy(tensor, written)
+    if written is not None:
+        written.synchronize()
     return copy_of(tensor)
 
 
@@ -132,7 +143,10 @@ def _encode_raw(values: torch.Tensor, head: Head) -> EncodedPayload:
 
 
 def _octets_of(values: torch.Tensor) -> torch.Tensor:
-    octets = values.reshape(-1).view(torch.uint8)
+    flat = values.reshape(-1)
+    if flat.stride(0) != 1:  # a tensor of one element is contiguous with any stride
+        flat = flat.as_strided((len(flat),), (1,))
+    octets = flat.view(torch.uint8)
     if values.dtype == torch.bool and not are_booleans(octets):
         return as_booleans(octets).view(torch.uint8)
     return octets
@@ -150,7 +164,7 @@ def _encode_blocks(values: torch.Tensor, head: Head, codec: str) -> EncodedPaylo
 
 
 def _encode_levels(
-    levels: torch.Tensor, head: Head, codec: str, *, size_limit: int
+    levels: torch.Tensor, head: Head, codec: str, size_limit: int
 ) -> EncodedPayload | None:
     """Encode as images, one file an item; None as soon as that is no smaller than `size_limit`.
 
@@ -177,6 +191,24 @@ def _encode_levels(
 Allocate = Callable[[int], memoryview]
 
 
+def _plausible(payload: EncodedPayload | None, values: torch.Tensor) -> EncodedPayload | None:
+    """None for a payload that its receiver would refuse."""
+    is_sent = payload is not None and _is_plausible(values.nbytes, payload.size)
+    return payload if is_sent else None
+
+
+def _is_plausible(size: int, payload_size: int) -> bool:
+    return size <= max(SURELY_DECODED_SIZE, LARGEST_INFLATION * payload_size)
+
+
+def check_inflation(size: int, payload_size: int) -> None:
+    """`CorruptPayload` for a tensor of `size` bytes in a payload far too small for it."""
+    if not _is_plausible(size, payload_size):
+        raise CorruptPayload(
+            f"corrupt payload: {payload_size} bytes cannot hold a tensor of {size} bytes"
+        )
+
+
 def decode(
     data: Buffer, *, size_limit: int | None = None, allocate: Allocate | None = None
 ) -> torch.Tensor:
@@ -193,6 +225,7 @@ def decode(
     dtype, size = checked_head(envelope)
     if envelope.data is not None:
         return _view_raw(envelope.data, envelope.shape, dtype, size)
+    check_inflation(size, memoryview(data).nbytes)
     check_data(envelope, dtype, size)
     values = allocate_tensor(envelope.shape, dtype, size_limit=size_limit, allocate=allocate)
     decode_into(values.view(-1), envelope)
@@ -213,6 +246,14 @@ def _size_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
         raise CorruptPayload(f"corrupt payload: {error}") from None
 
 
+def checked_size(shape: tuple[int, ...], dtype: torch.dtype, size_limit: int | None) -> int:
+    """Bytes of such a tensor; `CorruptPayload` above `size_limit`, or where none can be."""
+    size = _size_of(shape, dtype)
+    if size_limit is not None and size > size_limit:
+        raise CorruptPayload(f"corrupt payload: a tensor of {size} bytes, {size_limit} allowed")
+    return size
+
+
 def allocate_tensor(
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -220,13 +261,8 @@ def allocate_tensor(
     size_limit: int | None,
     allocate: Allocate | None,
 ) -> torch.Tensor:
-    """A contiguous CPU tensor of any values; `CorruptPayload` above `size_limit` bytes.
-
-    MemoryError where there is no such memory.
-    """
-    size = _size_of(shape, dtype)
-    if size_limit is not None and size > size_limit:
-        raise CorruptPayload(f"corrupt payload: a tensor of {size} bytes, {size_limit} allowed")
+    """A contiguous CPU tensor of any values. MemoryError; `CorruptPayload`: see `checked_size`."""
+    size = checked_size(shape, dtype, size_limit)
     if allocate is None or not size:
         try:
             return torch.empty(shape, dtype=dtype, device="cpu")

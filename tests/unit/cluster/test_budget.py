@@ -89,3 +89,11 @@ def test_many_threads_never_exceed_it() -> None:
         thread.join()
     assert 0 < largest[0] <= 100
     assert budget.used == 0
+
+
+def test_shrinking_what_was_released_meanwhile_takes_nothing() -> None:
+    budget = ByteBudget(100)
+    admission = budget.admit(60).result(0)
+    admission.release()
+    admission.shrink_to(40)
+    assert budget.used == 0

@@ -10,7 +10,7 @@ import torch
 
 from comfy_cluster import codec
 from comfy_cluster.cluster.choice import Choice, CodecChooser
-from comfy_cluster.cluster.forecast import CodecSpeeds
+from comfy_cluster.cluster.forecast import CodecSpeeds, Stage, Work
 from comfy_cluster.cluster.links import Link
 from comfy_cluster.config import ClusterConfig, Codec, ImagePrecision
 
@@ -128,8 +128,6 @@ def test_a_choice_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_learned_speeds_change_the_choice() -> None:
-    from comfy_cluster.cluster.forecast import Stage, Work
-
     image, at = photograph(), link(1e8)
     choosing = chooser()
     first = choosing.choose(image, at, is_image=True).codec
@@ -137,3 +135,22 @@ def test_learned_speeds_change_the_choice() -> None:
     for _ in range(50):  # this machine turns out to be far too slow for it
         choosing.speeds.learn(Stage(first, Work.ENCODE, is_levels=True), image, seconds=60.0)
     assert choosing.choose(image, at, is_image=True).codec == "raw"
+
+
+def test_one_stall_turns_no_compression_off() -> None:
+    image, at = photograph(4), link(1e8)
+    choosing = chooser()
+    for name in ("lz4", "zstd", "raw8"):
+        choosing.speeds.learn(Stage(name, Work.ENCODE, is_levels=True), image, seconds=30.0)
+    assert choosing.choose(image, at, is_image=True).codec != "raw"
+
+
+def test_raw_is_always_possible() -> None:
+    assert choice(photograph(), link(1e5, frozenset({"a later one"}))).codec == "raw"
+
+
+def test_tensors_with_gradient_or_negative_bit_are_looked_at() -> None:
+    image = photograph()
+    for tensor in (image.clone().requires_grad_(), torch._neg_view(image.neg())):
+        found = choice(tensor, link(tensor.nbytes / 0.008))
+        assert found.reason == "forecast"

@@ -17,6 +17,7 @@ def new_jobs(*, grace_seconds: float = 600.0) -> Jobs:
 
 def tracked(jobs: Jobs, job_id: str, *peers: int) -> Handle[int]:
     handle: Handle[int] = Handle(f"work of {job_id}")
+    jobs.begin(job_id)
     jobs.track(job_id, handle, peers=frozenset(peers))
     return handle
 
@@ -48,6 +49,7 @@ def test_a_failing_handle_gives_up_its_work() -> None:
     jobs = new_jobs()
     cancelled: list[bool] = []
     handle: Handle[int] = Handle(on_cancel=lambda: cancelled.append(True))
+    jobs.begin("a")
     jobs.track("a", handle, peers=frozenset({1}))
     jobs.on_peer_lost(1, "left")
     assert cancelled == [True]
@@ -108,6 +110,7 @@ def test_what_arrives_from_a_lost_peer_is_failed_after_a_grace_only(is_lost_befo
 
 def explained(jobs: Jobs) -> tuple[Handle[int], Handle[int]]:
     work: Handle[int] = Handle("fan-in from instance 1")
+    jobs.begin("a")
     return work, jobs.explained("a", work, peers=frozenset({1, 2}))
 
 
@@ -165,3 +168,16 @@ def test_the_end_of_a_job_ends_the_grace() -> None:
     jobs.end("a")
     assert str(handle.exception(0)) == "fan-in from instance 1: job 'a' has ended"
     jobs.close("closed")
+
+
+def test_what_comes_after_the_end_is_cancelled_and_makes_no_job() -> None:
+    jobs = new_jobs()
+    jobs.begin("a")
+    jobs.end("a")
+    handle: Handle[int] = Handle("late")
+    jobs.track("a", handle, peers=frozenset())
+    assert isinstance(handle.exception(0), TransferCancelled)
+    jobs.on_peer_lost(1, "left")
+    arriving: Handle[int] = Handle("late")
+    jobs.track_arriving("a", arriving, source=1)
+    assert isinstance(arriving.exception(0), TransferCancelled)

@@ -67,3 +67,8 @@ def test_codecs_are_those_of_all_receivers(transport: FakeTransport) -> None:
     older = link(transport, 1, 3, codecs=codecs)
     assert older.codecs == {"raw"} and not older.takes_parts
     assert link(transport, 3, codecs=codecs).codecs == {"raw", "png"}
+
+
+def test_payloads_that_go_out_at_once_share_the_rate(transport: FakeTransport) -> None:
+    transport.bandwidths = {1: 9e6}
+    assert link(transport, 1).shared_by(3).rate == 3e6

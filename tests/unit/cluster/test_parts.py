@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
+from comfy_cluster import codec as codec_module
 from comfy_cluster.cluster import CollectiveKey
-from comfy_cluster.codec import available_codecs, parts_of
+from comfy_cluster.cluster.budget import ByteBudget
+from comfy_cluster.cluster.codec_pool import CodecPool
+from comfy_cluster.cluster.sending import Sending
+from comfy_cluster.codec import EncodedPayload, Part, available_codecs, parts_of
 from comfy_cluster.config import Codec
-from comfy_cluster.errors import CorruptPayload, PeerLost, TransferCancelled
+from comfy_cluster.errors import (
+    CorruptPayload,
+    PeerLost,
+    TransferCancelled,
+    UnsupportedTensor,
+)
+from comfy_cluster.transport.handle import Handle
 from tests.unit.cluster.fake_transport import FakeClusters
 
 WAIT = 30.0  # seconds; a bound for a broken build
@@ -16,8 +28,8 @@ KEY = CollectiveKey("job", "7")
 
 
 def images(count: int = 5) -> torch.Tensor:
-    """8-bit images of 3 MiB each, as ComfyUI makes them, that can be compressed."""
-    levels = torch.arange(512 * 512 * 3).reshape(1, 512, 512, 3) // 97 % 251
+    """8-bit images of 6 MiB each, as ComfyUI makes them, that can be compressed."""
+    levels = torch.arange(1024 * 512 * 3).reshape(1, 1024, 512, 3) // 97 % 251
     shifted = torch.cat([levels + number for number in range(count)])
     return shifted.to(torch.float32).div_(torch.full((1,), 255.0))
 
@@ -67,7 +79,7 @@ def test_a_tensor_of_any_strides_goes_in_parts_even_raw() -> None:
 
 def test_the_first_part_leaves_while_the_last_one_waits_for_memory() -> None:
     batch = images()
-    part_size = 512 * 512 * 3 * 4
+    part_size = 1024 * 512 * 3 * 4
     with FakeClusters(2, codec=Codec.ZSTD, memory_budget=2 * part_size) as joined:
         joined.connect_all(WAIT)
         joined.network.hold()
@@ -181,3 +193,69 @@ def test_a_forced_codec_that_a_receiver_lacks_gives_way_to_raw() -> None:
         assert torch.equal(joined.clusters[1].broadcast(KEY).result(WAIT), images())
         sent.result(WAIT)
         assert joined.network.sent == [(1, 0, "raw")]
+
+
+def test_a_part_that_cannot_be_encoded_fails_the_tensor_and_frees_the_budget() -> None:
+    encoded: list[int] = []
+
+    def encode(part: Part) -> EncodedPayload:
+        encoded.append(part.index)
+        if part.index == 1:
+            raise MemoryError("no memory for a copy")
+        return codec_module.encode(part.values, codec="zstd", place=part.place)
+
+    pool = CodecPool(1)
+    budget = ByteBudget(2 * images(1).nbytes)
+    unsent: list[Handle[None]] = []
+
+    def transfer(part: Part, payload: EncodedPayload, peers: object) -> dict[int, Handle[None]]:
+        unsent.append(Handle("transfer"))
+        return {1: unsent[-1]}
+
+    sent = Sending(
+        parts_of(images()),
+        [1],
+        cost_of=lambda part: part.values.nbytes,
+        encode=encode,
+        transfer=transfer,
+        executor=pool,
+        budget=budget,
+    ).start()
+    with pytest.raises(MemoryError, match="no memory for a copy"):
+        sent.result(WAIT)
+    pool.close()
+    assert budget.used == 0 and budget.waiting_count == 0
+    assert len(encoded) <= 2 and all(handle.done() for handle in unsent)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [[1.0], torch.zeros(4, 4).to_sparse(), torch.zeros(1 << 20, dtype=torch.complex64)],
+    ids=["list", "sparse", "complex"],
+)
+def test_what_cannot_travel_fails_the_handle(tensor: object) -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        sent = joined.clusters[0].broadcast(KEY, tensor)  # type: ignore[arg-type]
+        with pytest.raises(UnsupportedTensor, match="cannot encode"):
+            sent.result(WAIT)
+
+
+def test_a_join_that_waits_for_the_pool_ends_with_the_cluster() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        leader = joined.clusters[0]
+        is_free = threading.Event()
+
+        def occupy() -> None:
+            is_free.wait(WAIT)
+
+        for _ in range(8):
+            leader._pool.submit(occupy)
+        received = leader.fan_in(KEY, images(1), sources=[0])
+        closer = threading.Thread(target=leader.close)
+        closer.start()
+        with pytest.raises(TransferCancelled):
+            received.result(WAIT)
+        is_free.set()
+        closer.join()

@@ -14,7 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfy_cluster.codec import CODECS, Assembly, EncodedPayload, Place, contents_of, decode, encode
+from comfy_cluster.codec import (
+    CODECS,
+    Assembly,
+    EncodedPayload,
+    Place,
+    contents_of,
+    decode,
+    encode,
+    parts_of,
+)
 from comfy_cluster.codec.blosc import compress
 from comfy_cluster.codec.png import SIGNATURE
 from comfy_cluster.errors import CorruptPayload
@@ -302,3 +311,32 @@ def test_decoding_leaves_no_memory_behind() -> None:
     finally:
         tracemalloc.stop()
     assert current < 100_000
+
+
+def test_a_few_bytes_that_claim_gigabytes_are_refused() -> None:
+    file = encode(torch.zeros(1, 4096, 4096, 3, dtype=torch.uint8), codec="webp")
+    image = bytes(file.body)[-34:]
+    fields = {
+        "shape": [8, 4096, 4096, 3],
+        "dtype": "float64",
+        "images": [image] * 8,
+        "compressed": True,
+    }
+    with pytest.raises(CorruptPayload, match=r"\d+ bytes cannot hold a tensor of 3221225472 bytes"):
+        decode(msgpack.packb(fields))
+
+
+def test_a_first_part_too_small_for_its_whole_is_refused_before_memory_is_taken() -> None:
+    place = Place((1 << 40,), 0, 256)
+    payload = encode(torch.zeros(1000), codec="zstd", place=place)
+    with pytest.raises(CorruptPayload, match=r"256 parts of \[1000\] are no \[1099511627776\]"):
+        Assembly(payload.prefix + bytes(payload.body))
+
+
+def test_a_black_image_of_gigabytes_goes_in_parts_that_are_taken() -> None:
+    black = torch.zeros(1, 1, 1, 1).expand(64, 1024, 1024, 3)
+    parts = parts_of(black)
+    for part in (parts[0], parts[-1]):
+        for codec in CODECS:
+            payload = encode(part.values, codec=codec, place=part.place)
+            decode(payload.prefix + bytes(payload.body))

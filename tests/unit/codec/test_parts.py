@@ -41,7 +41,7 @@ def assert_tiled(parts: list[Part], tensor: torch.Tensor) -> None:
 class TestSmall:
     @pytest.mark.parametrize(
         "shape",
-        [(), (0,), (1,), (3, 0, 5), (0, 1 << 40), (2 * PART_SIZE - 1,), (1, 512, 512, 3)],
+        [(), (0,), (1,), (3, 0, 5), (0, 1 << 40), (PART_SIZE,), (1, 512, 512, 3)],
     )
     def test_small_and_empty_tensors_are_one_part_without_a_place(
         self, shape: tuple[int, ...]
@@ -52,8 +52,8 @@ class TestSmall:
         assert part.values is tensor
 
     def test_the_smallest_that_is_cut(self) -> None:
-        tensor = without_memory((2 * PART_SIZE,), torch.uint8)
-        assert [part.values.nbytes for part in parts_of(tensor)] == [PART_SIZE, PART_SIZE]
+        tensor = without_memory((PART_SIZE + 2,), torch.uint8)
+        assert [part.values.nbytes for part in parts_of(tensor)] == [PART_SIZE // 2 + 1] * 2
 
 
 class TestCuts:
@@ -97,7 +97,7 @@ class TestCuts:
             "stepped": tensor[:, ::2, 1:],
             "expanded": tensor[:1, :100, None].expand(5, 100, 8, 1024, 3),
         }[view]
-        assert not seen.is_contiguous() and seen.nbytes >= 2 * PART_SIZE
+        assert not seen.is_contiguous() and seen.nbytes > PART_SIZE
         parts = parts_of(seen)
         assert_tiled(parts, seen)
         joined = torch.cat([part.values.reshape(-1) for part in parts])

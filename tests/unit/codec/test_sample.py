@@ -7,8 +7,20 @@ import pytest
 import torch
 
 from comfy_cluster.codec import CODECS, encode
+from comfy_cluster.codec.interruption import interruptible
 from comfy_cluster.codec.levels import Levels
 from comfy_cluster.codec.sample import begins_with_levels, take_sample
+
+
+class Countdown:
+    """Counts pieces of work."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self) -> None:
+        self.left -= 1
+
 
 GENERATOR = torch.Generator().manual_seed(9)
 NOISE = torch.randn(2, 16, 96, 96, generator=GENERATOR)
@@ -20,9 +32,9 @@ def image_of(photograph: Levels) -> torch.Tensor:
 
 def test_the_sizes_of_a_photograph_are_foretold(photograph: Levels) -> None:
     image = image_of(photograph)
-    sample = take_sample(image, CODECS, is_rounded=False)
+    sample = take_sample(image, is_rounded=False)
     assert sample.is_levels
-    for name, expected in sample.sizes.items():
+    for name, expected in sample.sizes(CODECS).items():
         payload = encode(image, codec=name)
         if payload.codec == name:
             assert payload.size / image.nbytes == pytest.approx(expected, rel=0.3), name
@@ -31,12 +43,12 @@ def test_the_sizes_of_a_photograph_are_foretold(photograph: Levels) -> None:
 def test_floats_are_no_levels_and_their_sizes_are_foretold() -> None:
     smooth = torch.linspace(-1, 1, NOISE.numel()).reshape(NOISE.shape)
     for latent, names in ((NOISE, ("lz4", "zstd")), (smooth, ("zstd",))):
-        sample = take_sample(latent, CODECS, is_rounded=False)
+        sample = take_sample(latent, is_rounded=False)
         assert not sample.is_levels
         for name in names:
             size = encode(latent, codec=name).size / latent.nbytes
-            assert size == pytest.approx(sample.sizes[name], rel=0.3)
-        assert sample.sizes["png"] == sample.sizes["raw"] == 1.0
+            assert size == pytest.approx(sample.sizes([name])[name], rel=0.3)
+        assert sample.sizes(["png", "raw", "raw8"]) == {"png": 1.0, "raw": 1.0, "raw8": 1.0}
 
 
 def test_the_first_look_tells_images_from_latents(photograph: Levels) -> None:
@@ -51,14 +63,15 @@ def test_the_first_look_tells_images_from_latents(photograph: Levels) -> None:
 
 def test_an_image_to_be_rounded_is_of_levels(photograph: Levels) -> None:
     noisy = image_of(photograph) + 1e-3
-    assert not take_sample(noisy, CODECS, is_rounded=False).is_levels
-    assert take_sample(noisy, CODECS, is_rounded=True).is_levels
+    assert not take_sample(noisy, is_rounded=False).is_levels
+    assert take_sample(noisy, is_rounded=True).is_levels
 
 
 def test_only_the_codecs_asked_for_are_judged(photograph: Levels) -> None:
     image = image_of(photograph)
-    assert set(take_sample(image, ["raw", "webp"], is_rounded=False).sizes) == {"raw", "webp"}
-    assert set(take_sample(NOISE, ["raw", "lz4"], is_rounded=False).sizes) == {"raw", "lz4"}
+    assert set(take_sample(image, is_rounded=False).sizes(["raw", "webp"])) == {"raw", "webp"}
+    assert set(take_sample(NOISE, is_rounded=False).sizes(["raw", "lz4"])) == {"raw", "lz4"}
+    assert take_sample(image, is_rounded=False).sizes([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +81,23 @@ def test_only_the_codecs_asked_for_are_judged(photograph: Levels) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bool, torch.int64])
 def test_any_shape_can_be_looked_at(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     tensor = torch.zeros(shape).to(dtype)
-    sample = take_sample(tensor, CODECS, is_rounded=False)
-    assert sample.sizes["raw"] == 1.0
+    sample = take_sample(tensor, is_rounded=False)
+    assert sample.sizes(CODECS)["raw"] == 1.0
     turned = tensor.permute(*reversed(range(tensor.ndim)))
-    assert take_sample(turned, CODECS, is_rounded=True).sizes["raw"] == 1.0
+    assert take_sample(turned, is_rounded=True).sizes(CODECS)["raw"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1, 2, 8 << 20),
+        torch.zeros(1, 64 << 20, dtype=torch.uint8),
+        torch.zeros(8, 8, 8, 64, 64).permute(4, 3, 2, 1, 0),
+    ],
+    ids=["long rows", "one row", "five dimensions"],
+)
+def test_a_sample_is_small_whatever_the_tensor(tensor: torch.Tensor) -> None:
+    counted = Countdown(1 << 20)
+    with interruptible(counted):
+        take_sample(tensor, is_rounded=False).sizes(CODECS)
+    assert (1 << 20) - counted.left < 40  # pieces of work of at most a MiB

@@ -207,6 +207,11 @@ class TestExact:
             assert negative.is_neg()
             assert_same(round_trip(negative), negative.resolve_neg())
 
+    def test_one_element_of_any_stride(self) -> None:
+        row = torch.rand(1, 4, generator=torch.Generator().manual_seed(6))
+        for codec in CODECS:
+            assert_same(round_trip(row[:, 2], codec=codec), torch.tensor([row[0, 2].item()]))
+
     def test_inference_mode(self) -> None:
         with torch.inference_mode():
             image = torch.ones(1, 32, 32, 3)
