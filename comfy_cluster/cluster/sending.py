@@ -70,6 +70,8 @@ class Sending:
         if error is None:
             return
         with self._lock:
+            if self._failure is not None:  # giving up the others fails their encodings too
+                return
             self._failure = error
             sent = list(self._sent)
         for each in sent:

@@ -228,6 +228,30 @@ def test_a_part_that_cannot_be_encoded_fails_the_tensor_and_frees_the_budget() -
     assert len(encoded) <= 2 and all(handle.done() for handle in unsent)
 
 
+def test_many_parts_are_given_up_one_beside_the_other() -> None:
+    """Not one inside of the other: there may be more parts than Python nests calls."""
+    pool = CodecPool(1)
+    is_free = threading.Event()
+
+    def encode(part: Part) -> EncodedPayload:
+        is_free.wait(WAIT)
+        raise MemoryError("no memory")
+
+    sent = Sending(
+        [Part(index, torch.zeros(4), None) for index in range(2000)],
+        [1],
+        cost_of=lambda part: 0,
+        encode=encode,
+        transfer=lambda part, payload, peers: {},
+        executor=pool,
+        budget=ByteBudget(1),
+    ).start()
+    is_free.set()
+    with pytest.raises(MemoryError, match="no memory"):
+        sent.result(WAIT)
+    pool.close()
+
+
 @pytest.mark.parametrize(
     "tensor",
     [[1.0], torch.zeros(4, 4).to_sparse(), torch.zeros(1 << 20, dtype=torch.complex64)],
