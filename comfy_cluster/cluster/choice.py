@@ -43,7 +43,7 @@ class Choice:
     """In parts, where the tensor's own memory is not sent."""
 
 
-REASONS = ("forced", "shared_memory", "small", "forecast")
+REASONS = ("forced", "shared_memory", "local", "small", "forecast")
 
 
 class CodecChooser:
@@ -65,6 +65,9 @@ class CodecChooser:
         if link.shares_memory:
             # What shared memory carries is not made smaller: that takes longer than copying it.
             return Choice(RAW, "shared_memory", "it goes through shared memory")
+        if link.is_local:
+            # What is slow there is the processor, and a codec is one more thing for it to do.
+            return Choice(RAW, "local", "it stays on this machine")
         seconds = tensor.nbytes / link.rate
         is_small = seconds < WORTH_A_SAMPLE
         if not is_small and seconds < WORTH_A_SAMPLE_OF_VALUES and tensor.device.type == "cpu":

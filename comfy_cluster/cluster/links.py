@@ -13,9 +13,9 @@ from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.ports import Transport
 from comfy_cluster.codec.image_codecs import UNANNOUNCED_CODECS
 
-# Bytes a second, until the first transfers have shown what a path carries.
-ASSUMED_LOCAL_RATE = 1e9
-ASSUMED_RATE = 117e6  # 1 Gbit/s: the most common link between machines
+# Bytes a second, until the first transfers have shown what a path carries: 1 Gbit/s, the most
+# common link between machines.
+ASSUMED_RATE = 117e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Link:
     """Bytes a second."""
     shares_memory: bool = False
     """All of them get it through shared memory."""
+    is_local: bool = False
+    """All of them are on this machine, reached over loopback or through shared memory."""
 
     def shared_by(self, count: int) -> Link:
         """The same way for one of `count` payloads that go out at once."""
@@ -44,22 +46,19 @@ def link_to(
     """
     announced = [frozenset(membership.codecs_of(peer)) for peer in peers]
     over_udp = [peer for peer in peers if not transport.shares_memory(peer)]
-    rates = [
-        transport.bandwidth_to(peer) or _assumed_rate(membership.hostname_of(peer))
-        for peer in over_udp
-    ]
-    rate = min(rates, default=ASSUMED_LOCAL_RATE)
+    rates = [transport.bandwidth_to(peer) or ASSUMED_RATE for peer in over_udp]
+    rate = min(rates, default=ASSUMED_RATE)
     return Link(
         codecs=frozenset.intersection(*(each or UNANNOUNCED_CODECS for each in announced)),
         takes_parts=all(announced),
         rate=rate if is_relayed or not rates else rate / len(rates),
         shares_memory=not over_udp,
+        is_local=all(_is_loopback(membership.hostname_of(peer)) for peer in over_udp),
     )
 
 
-def _assumed_rate(hostname: str) -> float:
+def _is_loopback(hostname: str) -> bool:
     try:
-        is_local = ipaddress.ip_address(hostname).is_loopback
+        return ipaddress.ip_address(hostname).is_loopback
     except ValueError:  # a name, or not known yet
-        is_local = False
-    return ASSUMED_LOCAL_RATE if is_local else ASSUMED_RATE
+        return False

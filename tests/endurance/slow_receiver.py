@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.config import ClusterConfig, SharedMemory
+from comfy_cluster.config import ClusterConfig, Codec, SharedMemory
 from comfy_cluster.errors import PeerLost, TransferCancelled
 from comfy_cluster.runtime import build_cluster
 
@@ -91,6 +91,7 @@ def main() -> None:
         ClusterConfig.static(index, addresses),
         instance_timeout=instance_timeout,
         shared_memory=SharedMemory.OFF,
+        codec=Codec.RAW,  # what is compressed is over before the receiver could be stopped
         memory_budget=MEMORY_BUDGET,
     )
     with build_cluster(config) as cluster:

@@ -51,6 +51,7 @@ class FakeNetwork:
         self.rng = rng
         self.transports: dict[int, FakeTransport] = {}
         self.codecs: dict[int, tuple[str, ...]] = {}  # what an instance says; else all
+        self.hostname = "127.0.0.1"  # of all of them
         self.sent_types: list[MessageType] = []
         self.sent: list[tuple[int, int, str]] = []  # receiver, part, codec
         self.parcels: list[Parcel] = []
@@ -115,7 +116,7 @@ class FakeNetwork:
     def connect(self, first: int, second: int) -> None:
         for one, other in ((first, second), (second, first)):
             codecs = self.codecs.get(other, available_codecs())
-            self._report(one, PeerConnected(other, 1, ("127.0.0.1", 9000 + other), codecs))
+            self._report(one, PeerConnected(other, 1, (self.hostname, 9000 + other), codecs))
 
     def lose(self, peer: int, reason: str = "silent for 3.0 s") -> None:
         """All others notice that `peer` is gone."""

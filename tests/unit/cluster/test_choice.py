@@ -61,6 +61,11 @@ def test_what_shares_memory_goes_raw() -> None:
     assert (found.codec, found.reason) == ("raw", "shared_memory")
 
 
+def test_what_stays_on_this_machine_goes_raw() -> None:
+    found = choice(photograph(), Link(ALL, takes_parts=True, rate=1e3, is_local=True))
+    assert (found.codec, found.reason) == ("raw", "local")
+
+
 def test_slower_links_get_smaller_payloads() -> None:
     image = photograph(4)
     order = ["raw", "raw8", "lz4", "zstd", "webp"]

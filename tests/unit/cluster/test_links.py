@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfy_cluster.cluster.links import ASSUMED_LOCAL_RATE, ASSUMED_RATE, Link, link_to
+from comfy_cluster.cluster.links import ASSUMED_RATE, Link, link_to
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.protocol.events import PeerConnected
@@ -41,9 +41,15 @@ def test_the_rate_is_what_the_path_was_seen_to_carry(transport: FakeTransport) -
 
 def test_an_unknown_path_is_taken_for_a_common_one(transport: FakeTransport) -> None:
     assert link(transport, 3).rate == ASSUMED_RATE
-    local = ["127.0.0.1"] * 3 + ["::1"]
-    assert link(transport, 2, hostnames=local).rate == ASSUMED_LOCAL_RATE
-    assert link(transport, 3, hostnames=local).rate == ASSUMED_LOCAL_RATE
+    assert not link(transport, 3).is_local
+
+
+def test_loopback_is_this_machine(transport: FakeTransport) -> None:
+    local = ["127.0.0.1", "127.0.0.1", "::1", "192.168.1.4"]
+    assert link(transport, 1, 2, hostnames=local).is_local
+    assert not link(transport, 1, 3, hostnames=local).is_local
+    transport.sharing = {3}
+    assert link(transport, 1, 3, hostnames=local).is_local
 
 
 def test_several_receivers_share_the_link_unless_they_pass_it_on(transport: FakeTransport) -> None:

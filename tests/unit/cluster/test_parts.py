@@ -162,6 +162,7 @@ def test_a_job_that_ends_cancels_all_parts_on_both_sides() -> None:
 def test_who_announces_nothing_gets_one_payload_that_it_can_read() -> None:
     batch = images()
     with FakeClusters(2) as joined:
+        joined.network.hostname = "10.0.0.1"
         joined.network.codecs[1] = ()
         joined.network.transports[0].bandwidths[1] = 1e4
         joined.connect_all(WAIT)
@@ -174,6 +175,7 @@ def test_who_announces_nothing_gets_one_payload_that_it_can_read() -> None:
 def test_several_receivers_are_sent_what_all_of_them_know() -> None:
     batch = images()
     with FakeClusters(3) as joined:
+        joined.network.hostname = "10.0.0.1"
         joined.network.codecs[1] = ("raw", "raw8", "zstd")
         joined.network.codecs[2] = ("raw", "raw8", "lz4", "a later one")
         joined.network.transports[0].bandwidths |= {1: 1e4, 2: 1e4}
