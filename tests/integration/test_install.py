@@ -138,6 +138,7 @@ def test_metadata_comes_from_one_place(compiled: Environment) -> None:
     assert runtime == (ROOT / "requirements.txt").read_text().split()
     assert {line.split("extra == ")[1].strip("'\"") for line in requirements if ";" in line} == {
         "bench",
+        "fuzz",
         "test",
     }
 
