@@ -57,7 +57,7 @@ class Assembly:
     def __init__(
         self, first: Buffer, *, size_limit: int | None = None, allocate: Allocate | None = None
     ) -> None:
-        """`first`: any payload of one of its parts. The other arguments are those of `decode`.
+        """`first`: the payload of part 0. The other arguments are those of `decode`.
 
         Raises `CorruptPayload`, or MemoryError.
         """

@@ -57,7 +57,7 @@ class Sample:
 
 
 def begins_with_levels(tensor: torch.Tensor) -> bool:
-    """Whether a CPU tensor may be an 8-bit image, by its first elements: in a few microseconds."""
+    """Whether a CPU tensor may be an 8-bit image, by its first few thousand elements."""
     if not _may_be_image(tensor):
         return False
     first = tensor[(0,) * (tensor.ndim - 2)]
