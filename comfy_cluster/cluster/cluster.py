@@ -69,6 +69,7 @@ class Cluster:
         self._discovery = discovery
         self._state = StateMachine()
         self._membership = Membership(config)
+        self._ready: Handle[None] = Handle(self._membership.ready.description)
         self._jobs = Jobs(grace_seconds=LOSS_SKEW_HEARTBEATS * config.heartbeat_interval)
         self._running_jobs: set[str] = set()
         self._running_lock = threading.Lock()
@@ -151,6 +152,7 @@ class Cluster:
         reason = "the cluster was closed on this instance"
         self._jobs.close(reason)
         self._membership.ready.cancel(reason)
+        self._ready.cancel(reason)
         self._pool.stop()  # its threads end while the transport does
         if self._discovery is not None:
             self._discovery.close()
@@ -192,7 +194,7 @@ class Cluster:
     @property
     def ready(self) -> Handle[None]:
         """Done once MIN_INSTANCES are connected."""
-        return self._membership.ready
+        return self._ready
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Blocks until MIN_INSTANCES are connected, up to `timeout` seconds.
@@ -364,8 +366,13 @@ class Cluster:
             self._discovery.on_peer_lost(event.peer)
 
     def _on_ready(self, ready: Handle[None]) -> None:
-        if ready.exception() is None:
+        """First the state, then whoever waits: who was woken begins a job at once."""
+        error = ready.exception()
+        if error is None:
             self._state.handle(InstanceInput.ENOUGH_CONNECTED)
+            self._ready.set_result(None)
+        else:
+            self._ready.set_exception(error)
 
 
 def _peer_summary(peer: PeerInfo) -> PeerSummary:

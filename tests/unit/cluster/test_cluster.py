@@ -232,3 +232,14 @@ def test_codec_work_is_not_done_in_the_callers_thread() -> None:
         joined.clusters[0].broadcast(KEY, torch.zeros(1))
         joined.clusters[1].broadcast(KEY).result(WAIT)
         assert {each.name for each in threading.enumerate()} - before == {"comfy-cluster-codec-0"}
+
+
+def test_who_is_told_that_the_cluster_is_ready_can_begin_a_job() -> None:
+    found: list[InstanceState] = []
+    joined = FakeClusters(2)
+    leader = joined.clusters[0]
+    leader.ready.add_done_callback(lambda _: found.append(leader.state))
+    with joined:
+        joined.connect_all(WAIT)
+        assert joined.network.flush(WAIT)
+        assert found == [InstanceState.IDLE]
