@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 # Bytes of tensor that a payload may stand for in any case, and else for each byte of it. Black
-# images come to 4,600 by zstd, in float64 to twice that; a few bytes that claim gigabytes are neither made nor taken.
+# images come to 4,600 by zstd, to twice that in float64; a few bytes that claim gigabytes are
+# neither made nor taken.
 SURELY_DECODED_SIZE = 64 << 20
 LARGEST_INFLATION = 20_000
 DEFAULT_CODEC = "png"  # every instance can decode it
