@@ -52,8 +52,16 @@ def test_floats_of_a_few_milliseconds_go_raw_without_a_look() -> None:
     assert choice(NOISE, at).reason == "small"
     levels = torch.zeros(NOISE.shape)
     assert choice(levels, at).reason == "forecast"
-    slower = link(NOISE.nbytes / 0.02)
+    slower = link(NOISE.nbytes / 0.04)
     assert choice(NOISE, slower).reason == "forecast"
+
+
+def test_tensors_like_the_last_one_go_as_it_did_without_a_look() -> None:
+    choosing, on = chooser(), link(12e6)
+    looked = choosing.choose(photograph(), on, is_image=False)
+    again = choosing.quick_choice(photograph(), on)
+    assert again == dataclasses.replace(looked, reason="recent")
+    assert choosing.quick_choice(NOISE, on) is None
 
 
 def test_what_shares_memory_goes_raw() -> None:
