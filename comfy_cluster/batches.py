@@ -188,13 +188,19 @@ def split_latent(latent: Latent, instance_count: int) -> list[dict[str, Any]]:
     Tensors under unknown keys are cut when they have one row an item; all else goes to everyone.
     """
     item_count = count_items(latent_samples(latent))
+    return cut_latent(latent, split_ranges(item_count, instance_count))
+
+
+def cut_latent(latent: Latent, positions: Sequence[range]) -> list[dict[str, Any]]:
+    """A latent for each of `positions`, which are without gaps; see `split_latent`."""
+    item_count = count_items(latent_samples(latent))
     batch_index = _batch_index(latent, item_count)
     whole = dict(latent)
     if (mask := _full_noise_mask(latent, item_count)) is not None:
         whole["noise_mask"] = mask
     cut_keys = [key for key, value in whole.items() if _has_rows(value, item_count)]
     slices = []
-    for part in split_ranges(item_count, instance_count):
+    for part in positions:
         latent_slice = dict(whole)
         for key in ("samples", *cut_keys):
             latent_slice[key] = whole[key][part.start : part.stop]

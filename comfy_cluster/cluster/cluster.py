@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from comfy_cluster.cluster.budget import ByteBudget
 from comfy_cluster.cluster.choice import CodecChooser
 from comfy_cluster.cluster.codec_pool import CodecPool
-from comfy_cluster.cluster.collectives import LEADER, Collectives, required
+from comfy_cluster.cluster.collectives import LEADER, Collectives, Kind, required
 from comfy_cluster.cluster.forecast import CodecSpeeds
 from comfy_cluster.cluster.info import ROUNDING_TEXT, ClusterInfo, PeerSummary
 from comfy_cluster.cluster.jobs import Jobs
@@ -31,15 +32,17 @@ from comfy_cluster.cluster.keys import CollectiveKey
 from comfy_cluster.cluster.links import Link, link_to
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
-from comfy_cluster.cluster.ports import PeerEvent, Transport
+from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener, Transport
 from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
+from comfy_cluster.cluster.value_transfers import ValueTransfers
 from comfy_cluster.config import ClusterConfig, ImagePrecision, role_of
 from comfy_cluster.discovery.base import Address, Discovery, address_text
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
 from comfy_cluster.protocol.events import PeerConnected, PeerLost
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.peer_info import PeerInfo
+from comfy_cluster.wire import MessageType
 
 logger = logging.getLogger("comfy_cluster.cluster")
 
@@ -317,6 +320,35 @@ class Cluster:
             return Handle.completed([required(tensor, "an all-gather")])
         return collectives.all_gather(key, tensor, is_image=is_image)
 
+    def send_value(
+        self,
+        key: CollectiveKey,
+        value: Any,
+        peers: Collection[int],
+        *,
+        kind: Kind,
+        is_image: bool = False,
+        siblings: int = 1,
+    ) -> Handle[None]:
+        """A value of ComfyUI's links (`values.pack`) to some peers; done when each has it.
+
+        Its tensors must not be changed in place before. `siblings`: how many such calls are made at
+        once, this one too. UnsupportedTensor: the value cannot travel.
+        """
+        return self._values().send(
+            key, value, peers, kind=kind, is_image=is_image, siblings=siblings
+        )
+
+    def receive_value(self, key: CollectiveKey, source: int, *, kind: Kind) -> Handle[Any]:
+        """What instance `source` sends by `send_value` under that key."""
+        return self._values().receive(key, source, kind=kind)
+
+    def _values(self) -> ValueTransfers:
+        collectives = self._open_collectives()
+        if collectives is None:
+            raise LocalProtocolError("a cluster of one has nobody to send values to")
+        return ValueTransfers(collectives, self._pool)
+
     def _open_collectives(self) -> Collectives | None:
         """None: a cluster of one. LocalProtocolError: not started, or closed."""
         if self._collectives is not None and self.state is InstanceState.INITIALIZE:
@@ -324,6 +356,32 @@ class Cluster:
         if self._is_closed:
             raise LocalProtocolError("the cluster is closed on this instance")
         return self._collectives
+
+    # Messages and peers, for the layers above.
+
+    def send_message(
+        self, peer: int, message_type: MessageType, payload: bytes, *, require_ack: bool = True
+    ) -> Handle[None]:
+        """Done when the peer acknowledged it. Fails with TransferTimeout or PeerLost."""
+        if self._transport is None:
+            raise LocalProtocolError("a cluster of one has nobody to send messages to")
+        return self._transport.send_message(peer, message_type, payload, require_ack=require_ack)
+
+    def add_message_listener(self, message_type: MessageType, fn: MessageListener) -> None:
+        """`fn(peer, payload)` on the control thread; it must not block, nor raise."""
+        if self._transport is not None:
+            self._transport.add_message_listener(message_type, fn)
+
+    def add_peer_listener(self, fn: PeerListener) -> None:
+        """`fn(event)` on the control thread; it must not block, nor raise."""
+        if self._transport is not None:
+            self._transport.add_peer_listener(fn)
+
+    @property
+    def connected_peers(self) -> list[int]:
+        """Instances other than this one that are connected at this moment, in order."""
+        others = (each for each in range(self.instance_count) if each != self.instance_index)
+        return [each for each in others if self._membership.is_connected(each)]
 
     # Views.
 

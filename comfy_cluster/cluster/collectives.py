@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -25,17 +26,33 @@ from comfy_cluster.wire import MessageType
 LEADER = 0  # spec.md section 1
 
 
+class Kind(Enum):
+    """The collectives, by the words of their texts."""
+
+    BROADCAST = "broadcast"
+    FAN_OUT = "fan-out"
+    FAN_IN = "fan-in"
+    ALL_GATHER = "all-gather"
+
+
+_MESSAGE_TYPES = {
+    Kind.BROADCAST: MessageType.DISTRIBUTE_BUFFER_BROADCAST,
+    Kind.FAN_OUT: MessageType.DISTRIBUTE_BUFFER_FANOUT,
+    Kind.FAN_IN: MessageType.DISTRIBUTE_BUFFER_FANIN,
+    Kind.ALL_GATHER: MessageType.DISTRIBUTE_BUFFER_GATHER,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One collective as this instance was asked for it."""
 
-    name: str
-    message_type: MessageType
+    kind: Kind
     key: CollectiveKey
     is_image: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.key})"
+        return f"{self.kind.value} ({self.key})"
 
 
 class Collectives:
@@ -62,7 +79,7 @@ class Collectives:
         self, key: CollectiveKey, tensor: torch.Tensor | None, *, source: int, is_image: bool
     ) -> Handle[torch.Tensor]:
         """See `Cluster.broadcast`."""
-        call = _Call("broadcast", MessageType.DISTRIBUTE_BUFFER_BROADCAST, key, is_image)
+        call = _Call(Kind.BROADCAST, key, is_image)
         self._jobs.begin(key.job_id)
         self._check_instances([source])
         if source != self._own_index:
@@ -74,7 +91,7 @@ class Collectives:
         self, key: CollectiveKey, batch: torch.Tensor | None, *, is_image: bool
     ) -> Handle[torch.Tensor]:
         """See `Cluster.fan_out`."""
-        call = _Call("fan-out", MessageType.DISTRIBUTE_BUFFER_FANOUT, key, is_image)
+        call = _Call(Kind.FAN_OUT, key, is_image)
         self._jobs.begin(key.job_id)
         if self._own_index != LEADER:
             return self._receive(call, LEADER)
@@ -99,7 +116,7 @@ class Collectives:
         is_image: bool,
     ) -> Handle[torch.Tensor]:
         """See `Cluster.fan_in`."""
-        call = _Call("fan-in", MessageType.DISTRIBUTE_BUFFER_FANIN, key, is_image)
+        call = _Call(Kind.FAN_IN, key, is_image)
         self._jobs.begin(key.job_id)
         wanted = sorted(range(self._count) if sources is None else set(sources))
         self._check_instances(wanted)
@@ -120,7 +137,7 @@ class Collectives:
         self, key: CollectiveKey, tensor: torch.Tensor, *, is_image: bool
     ) -> Handle[list[torch.Tensor]]:
         """See `Cluster.all_gather`."""
-        call = _Call("all-gather", MessageType.DISTRIBUTE_BUFFER_GATHER, key, is_image)
+        call = _Call(Kind.ALL_GATHER, key, is_image)
         self._jobs.begin(key.job_id)
         own = required(tensor, f"every instance in the {call}")
         received = self._receive_parts(call, own, range(self._count))
@@ -128,6 +145,27 @@ class Collectives:
             [received, self._send(call, own, self._peers())], str(call)
         )
         return both.then(lambda results: list(results[0]))
+
+    def send(
+        self,
+        key: CollectiveKey,
+        tensor: torch.Tensor,
+        peers: Collection[int],
+        *,
+        kind: Kind,
+        is_image: bool,
+        siblings: int = 1,
+    ) -> Handle[None]:
+        """This instance's part of a collective of which others know who takes part."""
+        self._jobs.begin(key.job_id)
+        self._check_instances(peers)
+        return self._send(_Call(kind, key, is_image), tensor, peers, siblings=siblings)
+
+    def receive(self, key: CollectiveKey, source: int, *, kind: Kind) -> Handle[torch.Tensor]:
+        """What `source` sends by `send` under that key."""
+        self._jobs.begin(key.job_id)
+        self._check_instances([source])
+        return self._receive(_Call(kind, key), source)
 
     def _join(self, call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:
         try:
@@ -180,7 +218,7 @@ class Collectives:
             tensor,
             peers,
             key=call.key.from_source(self._own_index),
-            message_type=call.message_type,
+            message_type=_MESSAGE_TYPES[call.kind],
             is_image=call.is_image,
             on_transfer=track_transfer,
             siblings=siblings,

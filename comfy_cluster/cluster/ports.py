@@ -17,7 +17,8 @@ from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType, TransferKey
 
 PeerEvent = PeerConnected | PeerLost | PeerRefused
-PeerListener = Callable[[PeerEvent], None]
+PeerListener = Callable[[PeerEvent], object]
+MessageListener = Callable[[int, bytes], object]
 
 
 class Transport(Protocol):
@@ -38,6 +39,14 @@ class Transport(Protocol):
 
     def add_peer_listener(self, fn: PeerListener) -> None:
         """`fn` is called on the control thread, and must not block."""
+
+    def send_message(
+        self, peer: int, message_type: MessageType, payload: bytes, *, require_ack: bool = True
+    ) -> Handle[None]:
+        """Done when `peer` acknowledged it; without `require_ack`, when it was handed on."""
+
+    def add_message_listener(self, message_type: MessageType, fn: MessageListener) -> None:
+        """`fn(peer, payload)` is called on the control thread, and must not block."""
 
     def allocate(self, size: int) -> memoryview:
         """Writable memory for a payload, touched before if there is such."""

@@ -25,6 +25,8 @@ FAN_OUTS = frozenset({"ClusterFanOutImage", "ClusterFanOutLatent", "ClusterFanOu
 FAN_INS = frozenset({"ClusterFanInImages", "ClusterFanInLatents", "ClusterFanInMasks"})
 GATHERS = frozenset({"ClusterGatherImages", "ClusterGatherLatents", "ClusterGatherMasks"})
 ENDS = FAN_INS | GATHERS
+# What the leader sends to all: followers make nothing that only these depend on.
+BROADCASTS = frozenset({"ClusterBroadcastTensor", "ClusterBroadcastLoadedImage"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ class Region:
     """Fan-ins and gathers."""
     inner: tuple[str, ...]
     upstream: tuple[str, ...]
-    """What followers make themselves: loaders, prompts, constants."""
+    """What followers make themselves: loaders, prompts, constants; and what they receive."""
+    broadcasts: tuple[str, ...] = ()
+    """Those of `upstream` that are received from the leader."""
 
     @property
     def name(self) -> str:
@@ -51,10 +55,11 @@ def find_regions(prompt: Prompt) -> list[Region]:
     """
     fan_outs = _of_class(prompt, FAN_OUTS)
     ends = _of_class(prompt, ENDS)
-    starts_of = {end: _fan_outs_before(prompt, end, fan_outs=fan_outs, ends=ends) for end in ends}
+    stops = fan_outs | ends | _of_class(prompt, BROADCASTS)
+    starts_of = {end: fan_outs & ancestors_of(prompt, [end], stops=stops) for end in ends}
     _check_all_end(prompt, fan_outs, starts_of)
     regions = [
-        _make_region(prompt, group, starts_of, fan_outs=fan_outs, ends=ends)
+        _make_region(prompt, group, starts_of, stops=stops)
         for group in _groups(fan_outs, starts_of)
     ]
     return sorted(regions, key=lambda region: (_depth(prompt, region, fan_outs), region.name))
@@ -62,13 +67,6 @@ def find_regions(prompt: Prompt) -> list[Region]:
 
 def _of_class(prompt: Prompt, classes: Collection[str]) -> frozenset[str]:
     return frozenset(each for each, node in prompt.items() if node.get("class_type") in classes)
-
-
-def _fan_outs_before(
-    prompt: Prompt, end: str, *, fan_outs: frozenset[str], ends: frozenset[str]
-) -> frozenset[str]:
-    """The fan-outs of the region that `end` ends: none of another region is looked behind."""
-    return fan_outs & ancestors_of(prompt, [end], stops=fan_outs | ends)
 
 
 def _check_all_end(
@@ -103,15 +101,16 @@ def _make_region(
     group: frozenset[str],
     starts_of: dict[str, frozenset[str]],
     *,
-    fan_outs: frozenset[str],
-    ends: frozenset[str],
+    stops: frozenset[str],
 ) -> Region:
+    """`stops`: all collectives, which nothing is looked for behind."""
     own_ends = frozenset(end for end, starts in starts_of.items() if starts & group)
-    before = ancestors_of(prompt, own_ends, stops=fan_outs | ends)
-    inner = _behind(prompt, group, within=before - fan_outs - ends)
-    upstream = ancestors_of(prompt, inner | own_ends, stops=fan_outs | ends)
+    before = ancestors_of(prompt, own_ends, stops=stops)
+    inner = _behind(prompt, group, within=before - stops)
+    upstream = ancestors_of(prompt, inner | own_ends, stops=stops)
     upstream -= inner | group | own_ends
-    _check_upstream(prompt, inner | own_ends, upstream, fan_outs | ends)
+    broadcasts = _of_class(prompt, BROADCASTS) & upstream
+    _check_upstream(prompt, inner | own_ends, upstream, stops - broadcasts)
     _check_readers(prompt, inner, allowed=inner | own_ends)
     _check_slices(prompt, group, allowed=inner | own_ends)
     return Region(
@@ -119,6 +118,7 @@ def _make_region(
         ends=tuple(sorted(own_ends)),
         inner=tuple(sorted(inner)),
         upstream=tuple(sorted(upstream)),
+        broadcasts=tuple(sorted(broadcasts)),
     )
 
 

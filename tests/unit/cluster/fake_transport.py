@@ -18,7 +18,7 @@ from types import TracebackType
 
 from comfy_cluster import errors
 from comfy_cluster.cluster import Cluster
-from comfy_cluster.cluster.ports import PeerEvent, PeerListener
+from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener
 from comfy_cluster.codec.image_codecs import available_codecs
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
@@ -187,6 +187,7 @@ class FakeTransport:
         self.network = network
         self.index = index
         self.listeners: list[PeerListener] = []
+        self.message_listeners: dict[MessageType, list[MessageListener]] = {}
         self.members: dict[int, Address] = {}
         self.is_started = False
         self.is_closed = False
@@ -214,6 +215,22 @@ class FakeTransport:
 
     def add_peer_listener(self, fn: PeerListener) -> None:
         self.listeners.append(fn)
+
+    def send_message(
+        self, peer: int, message_type: MessageType, payload: bytes, *, require_ack: bool = True
+    ) -> Handle[None]:
+        handle: Handle[None] = Handle(f"{message_type.name} to instance {peer}")
+
+        def deliver() -> None:
+            for fn in self.network.transports[peer].message_listeners.get(message_type, ()):
+                fn(self.index, payload)
+            handle.set_result(None)
+
+        self.network.call(deliver)
+        return handle
+
+    def add_message_listener(self, message_type: MessageType, fn: MessageListener) -> None:
+        self.message_listeners.setdefault(message_type, []).append(fn)
 
     def send_buffer(
         self, peer: int, key: TransferKey, payload: EncodedPayload, *, message_type: MessageType

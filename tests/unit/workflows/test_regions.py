@@ -102,7 +102,7 @@ def test_a_broadcast_may_feed_a_region() -> None:
         4 ImageBlend image1=2.0 image2=3.0
         5 ClusterFanInImages images=4.0
     """)
-    assert found[0].upstream == ("1", "3")
+    assert found[0].upstream == found[0].broadcasts == ("3",)
 
 
 def test_a_fan_out_that_leads_nowhere_is_named() -> None:
