@@ -1,27 +1,40 @@
 """The composition root: the one place where settings become a running cluster.
 
 `build_cluster` puts the layers together; `get_cluster` is the cluster of this process, made from
-the environment when it is first asked for and closed at exit. Used by nodes/ and cli/.
+the environment when it is first asked for and closed at exit; `get_work` is what a
+ComfyUI process does for it. Used by nodes/, extension and cli/. Importing it loads nothing of the
+network.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
+from typing import TYPE_CHECKING
 
-from comfy_cluster.cluster import Cluster
 from comfy_cluster.config import ClusterConfig, RegistrationMode
-from comfy_cluster.discovery import Discovery, StaticDiscovery
-from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
-from comfy_cluster.errors import DiscoveryError
+from comfy_cluster.errors import ConfigError, DiscoveryError, LocalProtocolError
 
-_lock = threading.Lock()
+if TYPE_CHECKING:
+    from comfy_cluster.cluster import Cluster
+    from comfy_cluster.discovery import Discovery
+    from comfy_cluster.work.host import Host
+    from comfy_cluster.work.work import Work
+
+logger = logging.getLogger("comfy_cluster")
+
+_lock = threading.RLock()
 _cluster: Cluster | None = None
+_host: Host | None = None
+_work: Work | None = None
 
 
 def build_cluster(config: ClusterConfig) -> Cluster:
     """A cluster that is not started yet. DiscoveryError: its registration mode does not exist."""
+    from comfy_cluster.cluster import Cluster
+
     if config.is_single:
         return Cluster(config)
     from comfy_cluster import fastpath
@@ -40,6 +53,9 @@ def build_discovery(config: ClusterConfig) -> Discovery:
             "version: set it to static, and COMFY_CLUSTER_UDP_HOSTNAMES to every instance's "
             "host:port"
         )
+    from comfy_cluster.discovery import StaticDiscovery
+    from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
+
     resolve = resolve_ipv6 if ":" in config.listen_address else resolve_ipv4
     return StaticDiscovery(config.udp_hostnames, config.instance_index, resolve=resolve)
 
@@ -68,3 +84,58 @@ def close_cluster() -> None:
     if cluster is not None:
         atexit.unregister(cluster.close)
         cluster.close()
+
+
+# Inside of ComfyUI.
+
+
+def checked_config() -> ClusterConfig | None:
+    """The settings, when ComfyUI loads the nodes; None: they are wrong, and the log says how."""
+    try:
+        config = ClusterConfig.from_env(os.environ)
+    except ConfigError as error:
+        logger.error("! ComfyUI Cluster does not start: %s", error)
+        return None
+    logger.setLevel(str(config.log_level))
+    return config
+
+
+def set_host(host: Host) -> None:
+    """The ComfyUI process that this runs in."""
+    global _host
+    _host = host
+
+
+def get_host() -> Host:
+    """LocalProtocolError: this is no ComfyUI process."""
+    if _host is None:
+        raise LocalProtocolError("nodes run inside of ComfyUI only")
+    return _host
+
+
+def get_work() -> Work:
+    """What this ComfyUI process does for the cluster, which it starts if need be.
+
+    Raises what `get_cluster` raises; the next call then tries again.
+    """
+    global _work
+    with _lock:
+        if _work is None:
+            _work = _make_work(get_host())
+        return _work
+
+
+def _make_work(host: Host) -> Work:
+    config = ClusterConfig.from_env(os.environ)
+    if config.is_single:  # nothing of the network is loaded
+        from comfy_cluster.work.work import Work
+
+        return Work(host)
+    from comfy_cluster.work.service import ClusterWork
+
+    cluster = build_cluster(config)
+    # Listeners come before the start: an order may be the first that is heard.
+    work = ClusterWork(cluster, host)
+    cluster.start()
+    atexit.register(cluster.close)
+    return work

@@ -7,12 +7,14 @@ and over small broken snippets. The layer table is section 1 of the architecture
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "comfy_cluster"
 SERVER = "stun_server"
+ROOT_MODULE = "__init__"  # of the checkout itself: what ComfyUI loads
 
 # Unit (a module or folder of comfy_cluster) and its layer; "" is comfy_cluster/__init__.py.
 LAYERS = {
@@ -26,6 +28,7 @@ LAYERS = {
     "settings_parsing": 0,
     "settings_values": 0,
     "batches": 1,
+    "values": 1,
     "codec": 1,
     "wire": 1,
     "workflows": 1,
@@ -33,17 +36,19 @@ LAYERS = {
     "discovery": 3,
     "transport": 3,
     "cluster": 4,
-    "comfyui": 5,
+    "work": 5,
+    "comfyui": 6,
     "runtime": 6,
     "benchmarks": 7,
     "nodes": 7,
     "cli": 8,
+    "extension": 8,
 }
 ENGINES = {"_fastpath", "_fastpath_py"}
 FIRST_LAYER_WITH_CLOCK = 3
 CLOCK_MODULES = {"time", "datetime", "sched", "_thread"}
 CONCURRENCY_MODULES = {"threading", "queue", "concurrent", "multiprocessing", "asyncio", "signal"}
-UNITS_WITHOUT_THREADS = {"batches", "wire", "workflows", "protocol"}
+UNITS_WITHOUT_THREADS = {"batches", "values", "wire", "workflows", "protocol"}
 SOCKET_MODULES = {"socket", "_socket", "select", "selectors", "socketserver"}
 UNITS_WITH_SOCKETS = {"transport", "discovery", "benchmarks"}
 UNITS_WITHOUT_TORCH = {name for name, layer in LAYERS.items() if layer == 0} | {
@@ -73,7 +78,9 @@ LONGEST_FUNCTION = 60
 
 def project_files(root: Path = ROOT) -> Iterator[Path]:
     """Every hand-written Python file of the project."""
-    yield from (path for path in (root / "setup.py",) if path.exists())
+    for path in (root / "setup.py", root / "__init__.py"):
+        if path.exists():
+            yield path
     for folder in (PACKAGE, SERVER, "tests", "benchmarks", "scripts"):
         for path in sorted((root / folder).rglob("*.py")):
             if not path.name.endswith("_pb2.py"):
@@ -82,7 +89,7 @@ def project_files(root: Path = ROOT) -> Iterator[Path]:
 
 def module_name(path: Path, root: Path = ROOT) -> str:
     parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or ROOT_MODULE
 
 
 def unit_of(module: str) -> str:
@@ -138,6 +145,8 @@ def _check_import(module: str, target: str) -> Iterator[str]:
     top = target.split(".")[0]
     if module.split(".")[0] == SERVER and top == PACKAGE:
         yield f"{SERVER} stands alone and must not import {target}"
+    if module == ROOT_MODULE and top != PACKAGE and top not in sys.stdlib_module_names:
+        yield f"the root imports {PACKAGE} by its own name and the standard library, not {target}"
     if module.split(".")[0] != PACKAGE:
         return
     unit = unit_of(module)

@@ -61,6 +61,17 @@ def ancestors_of(prompt: Prompt, node_ids: Iterable[str], *, stops: frozenset[st
     return found
 
 
+def plain(prompt: Prompt) -> dict[str, dict[str, Any]]:
+    """A copy with what a user gave: ComfyUI notes in the nodes what it finds out as they run.
+
+    Such as `is_changed`: sent to another instance, it would make nodes seem unchanged there.
+    """
+    return {
+        node_id: {key: node[key] for key in ("class_type", "inputs", "_meta") if key in node}
+        for node_id, node in prompt.items()
+    }
+
+
 def name_of(prompt: Prompt, node_id: str) -> str:
     """How a user is told of a node: `node 12 (KSampler, "My sampler")`."""
     node = prompt[node_id]

@@ -26,7 +26,9 @@ FAN_INS = frozenset({"ClusterFanInImages", "ClusterFanInLatents", "ClusterFanInM
 GATHERS = frozenset({"ClusterGatherImages", "ClusterGatherLatents", "ClusterGatherMasks"})
 ENDS = FAN_INS | GATHERS
 # What the leader sends to all: followers make nothing that only these depend on.
-BROADCASTS = frozenset({"ClusterBroadcastTensor", "ClusterBroadcastLoadedImage"})
+BROADCASTS = frozenset(
+    {"ClusterBroadcastTensor", "ClusterBroadcastLoadedImage", "ClusterListenTensorBroadcast"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 How it works. The nodes on a way from a start to its end are the *body*. Each use stands for a copy
 of the body: in it what reads the start reads the use's input, and who reads the use reads what the
 end reads. What a body reads besides its start is not copied: loaders and prompts are shared by all
-uses. A use inside a body is a use in each copy. Pure.
+uses. A use inside a body is a use in each copy. `expand_in_place` is for the node itself, which
+ComfyUI expands while it runs; `expand_all` for what has to see a prompt whole beforehand. Pure.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from comfy_cluster.workflows.prompt import (
 START = "ClusterStartSubgraph"
 END = "ClusterEndSubgraph"
 USE = "ClusterUseSubgraph"
+# Marks a use that stands for nothing, and makes one value of the list that it reads.
+COLLECTS = "collects"
 Nodes = dict[str, dict[str, Any]]
 
 
@@ -46,6 +49,8 @@ class Expansion:
     """Copies, by ids that begin with the use's own."""
     output: Any
     """The link, or the constant, that readers of the use read."""
+    end: str
+    """The id that a copy of the end would have: it is free."""
 
 
 def find_subgraph(prompt: Prompt, subgraph_id: str, *, wanted_by: str) -> Subgraph:
@@ -103,12 +108,16 @@ def _descendants_of(prompt: Prompt, start: str) -> set[str]:
 
 
 def expand_use(prompt: Prompt, use: str) -> Expansion:
-    """The copy of the body that node `use` stands for. `WorkflowError`: see `find_subgraph`."""
+    """The copy of the body that node `use` stands for.
+
+    `WorkflowError`: see `find_subgraph`; and where the part uses itself.
+    """
     inputs = prompt[use]["inputs"]
     subgraph_id = inputs.get("subgraph_id")
     if not isinstance(subgraph_id, str):
         raise WorkflowError(f"{name_of(prompt, use)}: subgraph_id must be a text, not a link")
     subgraph = find_subgraph(prompt, subgraph_id, wanted_by=use)
+    _check_recursion(prompt, use)
     given = inputs.get("input")
 
     def moved(value: Any) -> Any:
@@ -118,7 +127,8 @@ def expand_use(prompt: Prompt, use: str) -> Expansion:
         return given if link[0] == subgraph.start else _moved_link(link, subgraph, use)
 
     nodes = {_copy_id(use, node_id): _copy_of(prompt[node_id], moved) for node_id in subgraph.body}
-    return Expansion(nodes, moved(prompt[subgraph.end]["inputs"].get("input")))
+    output = moved(prompt[subgraph.end]["inputs"].get("input"))
+    return Expansion(nodes, output, _copy_id(use, subgraph.end))
 
 
 def _moved_link(link: Link, subgraph: Subgraph, use: str) -> list[Any]:
@@ -135,21 +145,49 @@ def _copy_of(node: Mapping[str, Any], moved: Any) -> dict[str, Any]:
     return {**node, "inputs": inputs}
 
 
+def _check_recursion(prompt: Prompt, use: str, outer: tuple[str, ...] = ()) -> None:
+    """Copies keep their subgraph_id, so this can be told before any of them is made."""
+    subgraph_id = prompt[use]["inputs"].get("subgraph_id")
+    if not isinstance(subgraph_id, str):
+        return
+    path = (*outer, subgraph_id)
+    if subgraph_id in outer:
+        raise WorkflowError(f"{name_of(prompt, use)}: the subgraph uses itself: {' > '.join(path)}")
+    for each in sorted(find_subgraph(prompt, subgraph_id, wanted_by=use).body):
+        if _stands_for_a_body(prompt[each]):
+            _check_recursion(prompt, each, path)
+
+
+def _stands_for_a_body(node: Mapping[str, Any]) -> bool:
+    return node.get("class_type") == USE and not _collects(node)
+
+
+def _collects(node: Mapping[str, Any]) -> bool:
+    return COLLECTS in node.get("inputs", {})
+
+
+def expand_in_place(prompt: Prompt, use: str) -> Expansion:
+    """`expand_use` as ComfyUI's node expansion needs it.
+
+    Of a list that an expansion ends in, ComfyUI hands on the first element only. So another node
+    makes one value of the list, which the use then returns as its list.
+    """
+    expansion = expand_use(prompt, use)
+    collector = {"class_type": USE, "inputs": {"input": expansion.output, COLLECTS: True}}
+    nodes = {**expansion.nodes, expansion.end: collector}
+    return Expansion(nodes, [expansion.end, 0], expansion.end)
+
+
 def expand_all(prompt: Prompt) -> Nodes:
     """The prompt with every use replaced by what it stands for, also inside of those.
 
     `WorkflowError` for unknown ids, and where a part uses itself.
     """
-    expanded: Nodes = {node_id: dict(node) for node_id, node in prompt.items()}
-    makers: dict[str, tuple[str, ...]] = {}
+    expanded: Nodes = {
+        node_id: dict(node) for node_id, node in prompt.items() if not _collects(node)
+    }
     while (use := _first_use(expanded)) is not None:
-        path = (*makers.get(use, ()), str(expanded[use]["inputs"].get("subgraph_id")))
-        if len(set(path)) < len(path):
-            raise WorkflowError(
-                f"{name_of(expanded, use)}: the subgraph uses itself: {' > '.join(path)}"
-            )
         expansion = expand_use(expanded, use)
-        makers |= dict.fromkeys(expansion.nodes, path)
         del expanded[use]
         expanded |= expansion.nodes
         _redirect(expanded, use, expansion.output)
@@ -157,8 +195,7 @@ def expand_all(prompt: Prompt) -> Nodes:
 
 
 def _first_use(prompt: Prompt) -> str | None:
-    uses = (each for each, node in prompt.items() if node.get("class_type") == USE)
-    return min(uses, default=None)
+    return min((each for each, node in prompt.items() if _stands_for_a_body(node)), default=None)
 
 
 def _redirect(prompt: Nodes, use: str, output: Any) -> None:

@@ -1,0 +1,85 @@
+"""HTTP routes that the page uses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import execution
+from aiohttp import web
+
+from comfy_cluster.comfyui.validation import validate
+from comfy_cluster.errors import ClusterError, DiscoveryError, WorkflowError
+from comfy_cluster.work.work import Work
+
+logger = logging.getLogger("comfy_cluster.comfyui")
+
+QUEUE_PATH = "/cluster/queue"
+
+
+def add_routes(server: Any, get_work: Callable[[], Work]) -> None:
+    """Adds them to ComfyUI's PromptServer, before it starts."""
+
+    @server.routes.post(QUEUE_PATH)  # type: ignore[untyped-decorator]
+    async def queue_on_all(request: web.Request) -> web.Response:
+        return await _queue_on_all(request, server, get_work)
+
+
+async def _queue_on_all(
+    request: web.Request, server: Any, get_work: Callable[[], Work]
+) -> web.Response:
+    """`{"prompt", "client_id", "extra_data"}` as at /prompt; answers with the job's id."""
+    if _is_foreign(request.headers):
+        return _refused(403, "foreign_origin", "this address is for ComfyUI's own page only")
+    try:
+        body = await request.json()
+        prompt = body["prompt"]
+        extra_data = dict(body.get("extra_data") or {})
+        if not isinstance(prompt, dict):
+            raise TypeError("prompt is no object")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _refused(400, "no_prompt", f'expected JSON with "prompt": {error!r}')
+    if body.get("client_id") is not None:
+        extra_data["client_id"] = body["client_id"]
+    return await _queue(server, get_work, prompt, extra_data)
+
+
+async def _queue(
+    server: Any, get_work: Callable[[], Work], prompt: dict[str, Any], extra_data: dict[str, Any]
+) -> web.Response:
+    number = server.number
+    is_valid, error, outputs, node_errors = await validate(execution.validate_prompt, prompt)
+    if not is_valid:
+        return web.json_response({"error": error, "node_errors": node_errors}, status=400)
+    try:
+        work = get_work()
+        job_id, prompt_id, queued = work.queue_on_all(prompt, extra_data, outputs=list(outputs))
+        await queued
+    except DiscoveryError as error_:
+        return _refused(503, "not_ready", str(error_))
+    except WorkflowError as error_:
+        return _refused(400, "refused", str(error_))
+    except ClusterError as error_:
+        return _refused(503, "cluster", str(error_))
+    answer = {
+        "job_id": job_id,
+        "prompt_id": prompt_id,
+        "number": number,
+        "node_errors": node_errors,
+    }
+    return web.json_response(answer)
+
+
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a browser sends it for a page of another site (as ComfyUI does for loopback)."""
+    if headers.get("Sec-Fetch-Site", "").lower() == "cross-site":
+        return True
+    origin = headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+
+
+def _refused(status: int, kind: str, message: str) -> web.Response:
+    error = {"type": kind, "message": message, "details": "", "extra_info": {}}
+    return web.json_response({"error": error, "node_errors": {}}, status=status)

@@ -1,0 +1,74 @@
+"""A region on a follower: slices come from the leader, results go to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_cluster.cluster import Cluster, CollectiveKey
+from comfy_cluster.cluster.collectives import LEADER, Kind
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.work.host import Host
+from comfy_cluster.work.kinds import BatchKind, tell_positions
+from comfy_cluster.work.orders import Order
+from comfy_cluster.work.run import NodeCall, wait
+
+
+class FollowerRun:
+    """See `run.Run`. A node that runs twice in a prompt gets, or sends, what it did before."""
+
+    def __init__(self, order: Order, *, cluster: Cluster, host: Host) -> None:
+        self._order = order
+        self._cluster = cluster
+        self._host = host
+        self._received: dict[str, Handle[Any]] = {}
+        self._sent: dict[str, Handle[None]] = {}
+
+    def needs_input(self, call: NodeCall) -> bool:
+        return call.node_id in self._order.positions
+
+    async def fan_out(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        if call.node_id in self._order.positions:
+            return self._with_positions(values)
+        received: list[Any] = await self._receive(call, Kind.FAN_OUT)
+        return received
+
+    def _with_positions(self, values: list[Any]) -> list[Any]:
+        places = list(zip(self._order.first_items, self._order.item_counts, strict=True))
+        if len(values) != len(places):  # a list that is not the fan-out's: nothing is known of it
+            return values
+        return [
+            tell_positions(value, range(first, first + count))
+            for value, (first, count) in zip(values, places, strict=True)
+        ]
+
+    async def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        if call.node_id not in self._sent:
+            self._sent[call.node_id] = self._cluster.send_value(
+                self._key(call), values, [LEADER], kind=Kind.FAN_IN, is_image=kind.is_image
+            )
+        await wait(self._sent[call.node_id], self._host)
+        return values
+
+    async def gather(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        # Nothing follows it here: what the leader does with the list is the leader's.
+        return await self.fan_in(call, kind, values)
+
+    async def broadcast(self, call: NodeCall, value: Any) -> Any:
+        return await self._receive(call, Kind.BROADCAST)
+
+    async def listen(self, call: NodeCall) -> Any:
+        return await self._receive(call, Kind.BROADCAST)
+
+    async def _receive(self, call: NodeCall, kind: Kind) -> Any:
+        if call.node_id not in self._received:
+            self._received[call.node_id] = self._cluster.receive_value(
+                self._key(call), LEADER, kind=kind
+            )
+        return await wait(self._received[call.node_id], self._host)
+
+    def _key(self, call: NodeCall) -> CollectiveKey:
+        return CollectiveKey(self._order.job_id, call.node_id)
+
+    def close(self, reason: str, *, succeeded: bool = False) -> None:
+        for handle in [*self._received.values(), *self._sent.values()]:
+            handle.cancel(reason)

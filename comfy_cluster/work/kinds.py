@@ -1,0 +1,95 @@
+"""What can be cut over instances and joined again: images, masks, latents. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from comfy_cluster import batches
+from comfy_cluster.errors import WorkflowError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKind:
+    """How values of one ComfyUI type are counted, cut and joined."""
+
+    name: str
+    """What its items are called, in texts."""
+    is_image: bool
+    """It may travel as 8-bit levels where IMAGE_PRECISION allows it."""
+    count: Callable[[Any], int]
+    """Items of a value. WorkflowError: it is no such value."""
+    cut: Callable[[Any, range], Any]
+    """Those items of a value, as views."""
+    join: Callable[[Sequence[Any]], Any]
+    """The inverse. WorkflowError: they do not fit together."""
+    describe: Callable[[Any], str]
+    """Shape and dtype, for people."""
+
+
+def _tensor(value: Any, name: str, dimensions: tuple[int, ...]) -> torch.Tensor:
+    if isinstance(value, torch.Tensor) and value.ndim in dimensions and not value.is_nested:
+        return value
+    found = (
+        f"a tensor of shape {list(value.shape)}"
+        if isinstance(value, torch.Tensor)
+        else f"{type(value).__name__}"
+    )
+    raise WorkflowError(f"expected {name} as a batch, got {found}")
+
+
+def _images(value: Any) -> torch.Tensor:
+    return _tensor(value, "images [B,H,W,C]", (4,))
+
+
+def _masks(value: Any) -> torch.Tensor:
+    return batches.mask_batch(_tensor(value, "masks [B,H,W]", (2, 3)))
+
+
+def _latent(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise WorkflowError(f"expected a latent, got {type(value).__name__}")
+    return value
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+IMAGES = BatchKind(
+    name="images",
+    is_image=True,
+    count=lambda value: len(_images(value)),
+    cut=lambda value, part: value[part.start : part.stop],
+    join=batches.concat,
+    describe=lambda value: _describe(_images(value)),
+)
+MASKS = BatchKind(
+    name="masks",
+    is_image=True,
+    count=lambda value: len(_masks(value)),
+    cut=lambda value, part: _masks(value)[part.start : part.stop],
+    join=lambda parts: batches.concat([_masks(part) for part in parts]),
+    describe=lambda value: _describe(_masks(value)),
+)
+LATENTS = BatchKind(
+    name="latents",
+    is_image=False,
+    count=lambda value: batches.count_items(batches.latent_samples(_latent(value))),
+    cut=lambda value, part: batches.cut_latent(value, [part])[0],
+    join=batches.concat_latents,
+    describe=lambda value: _describe(batches.latent_samples(_latent(value))),
+)
+
+
+def tell_positions(latent: Any, positions: range) -> Any:
+    """The latent with the positions of its items in the whole batch, if it does not tell them."""
+    fits = len(batches.latent_samples(_latent(latent))) == len(positions)
+    return (
+        {**latent, "batch_index": list(positions)}
+        if fits and "batch_index" not in latent
+        else latent
+    )

@@ -1,0 +1,146 @@
+"""The leader's side of orders: gives them to followers, and hears what becomes of them.
+
+Knows no workflow: `region_run.py` and `workflow_run.py` make the orders and use the outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comfy_cluster.cluster import Cluster
+from comfy_cluster.errors import (
+    ClusterError,
+    PeerLost,
+    RemoteProtocolError,
+    TransferCancelled,
+    WorkflowError,
+)
+from comfy_cluster.protocol.events import PeerLost as PeerLostEvent
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.wire import MessageType
+from comfy_cluster.work.orders import Cancel, Failure, Order, OrderKind, Progress, Result, Trouble
+
+logger = logging.getLogger("comfy_cluster.work")
+
+
+class Assignment:
+    """One order at one follower, as the leader sees it. Thread-safe."""
+
+    def __init__(self, instance: int, order: Order) -> None:
+        self.instance = instance
+        self.order = order
+        self.fraction = 0.0
+        """How much of it is done, 0.0 to 1.0."""
+        name = f"job {order.job_id} on instance {instance}"
+        self.accepted: Handle[None] = Handle(f"{name}, to be queued")
+        """Done when it was validated and queued there."""
+        self.finished: Handle[Mapping[str, Any]] = Handle(name)
+        """Done with the outputs of its output nodes. Fails with WorkflowError, or PeerLost."""
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more comes of it."""
+        self.accepted.set_exception(error)
+        self.finished.set_exception(error)
+
+    def finish(self, outputs: Mapping[str, Any]) -> None:
+        self.fraction = 1.0
+        self.accepted.set_result(None)
+        self.finished.set_result(outputs)
+
+
+class Leading:
+    """Orders that are under way. Thread-safe; no method blocks."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._assignments: dict[tuple[str, int], Assignment] = {}
+        self._lock = threading.Lock()  # guards the assignments
+        cluster.add_message_listener(MessageType.EXECUTION_PROGRESS, self._on_progress)
+        cluster.add_message_listener(MessageType.EXECUTION_RESULT, self._on_result)
+        cluster.add_message_listener(MessageType.EXECUTION_ERROR, self._on_trouble)
+        cluster.add_peer_listener(self._on_peer_event)
+
+    def give(self, instance: int, order: Order) -> Assignment:
+        """Sends an order; its outcome is told by what is returned."""
+        assignment = Assignment(instance, order)
+        with self._lock:
+            self._assignments[order.job_id, instance] = assignment
+        assignment.finished.add_done_callback(lambda _: self._forget(assignment))
+        kind = (
+            MessageType.DISTRIBUTE_PROMPT
+            if order.kind == OrderKind.REGION.value
+            else MessageType.EXECUTE_WORKFLOW
+        )
+        sent = self._cluster.send_message(instance, kind, order.pack())
+        sent.add_done_callback(lambda done: _fail_unless_sent(assignment, done))
+        logger.debug("> %d order for job %s, %d nodes", instance, order.job_id, len(order.prompt))
+        return assignment
+
+    def cancel(self, assignment: Assignment, reason: str) -> None:
+        """Tells the follower to stop; what was waited for fails with TransferCancelled."""
+        if assignment.finished.done():
+            return
+        assignment.fail(TransferCancelled(f"{assignment.finished.description}: {reason}"))
+        payload = Cancel(assignment.order.job_id, reason[:200]).pack()
+        self._cluster.send_message(assignment.instance, MessageType.EXECUTION_CANCEL, payload)
+
+    def _forget(self, assignment: Assignment) -> None:
+        with self._lock:
+            self._assignments.pop((assignment.order.job_id, assignment.instance), None)
+
+    # On the control thread.
+
+    def _on_progress(self, peer: int, payload: bytes) -> None:
+        if (progress := _parsed(Progress.parse, peer, payload)) is None:
+            return
+        if (assignment := self._assignments.get((progress.job_id, peer))) is not None:
+            assignment.fraction = max(assignment.fraction, progress.fraction)
+            assignment.accepted.set_result(None)
+
+    def _on_result(self, peer: int, payload: bytes) -> None:
+        if (result := _parsed(Result.parse, peer, payload)) is None:
+            return
+        if (assignment := self._assignments.get((result.job_id, peer))) is not None:
+            assignment.finish(result.outputs)
+
+    def _on_trouble(self, peer: int, payload: bytes) -> None:
+        if (trouble := _parsed(Trouble.parse, peer, payload)) is None:
+            return
+        if (assignment := self._assignments.get((trouble.job_id, peer))) is not None:
+            logger.info("< %d job %s: %s", peer, trouble.job_id, trouble.message)
+            assignment.fail(WorkflowError(_trouble_text(peer, trouble)))
+
+    def _on_peer_event(self, event: object) -> None:
+        if not isinstance(event, PeerLostEvent):
+            return
+        with self._lock:
+            lost = [each for (_, peer), each in self._assignments.items() if peer == event.peer]
+        for assignment in lost:
+            text = f"instance {event.peer} was lost: {event.reason}"
+            assignment.fail(PeerLost(f"{assignment.finished.description}: {text}", peer=event.peer))
+
+
+def _parsed(parse: Callable[[bytes], Any], peer: int, payload: bytes) -> Any:
+    try:
+        return parse(payload)
+    except RemoteProtocolError as error:
+        logger.debug("< %d message dropped: %s", peer, error)
+        return None
+
+
+def _fail_unless_sent(assignment: Assignment, sent: Handle[None]) -> None:
+    error = sent.exception()
+    if error is not None:
+        assignment.fail(error if isinstance(error, ClusterError) else WorkflowError(str(error)))
+
+
+def _trouble_text(peer: int, trouble: Trouble) -> str:
+    if trouble.failure == Failure.REFUSED.value:
+        return f"instance {peer} {trouble.message}"
+    where = f", {trouble.node}" if trouble.node else ""
+    if trouble.failure == Failure.INTERRUPTED.value:
+        return f"instance {peer}{where}: the work was interrupted there"
+    return f"instance {peer}{where}: {trouble.message}"

@@ -1,0 +1,201 @@
+"""What instances tell each other about work: the payloads of the messages, as values and as bytes.
+
+JSON, since prompts are. `parse` takes bytes from the network: whatever they are, it returns a value
+that cannot be wrong, or raises RemoteProtocolError. docs/protocol.md lists the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, TypeVar
+
+from comfy_cluster.errors import RemoteProtocolError
+from comfy_cluster.wire import MessageType
+from comfy_cluster.workflows.prompt import Prompt
+
+LARGEST_TEXT = 4_000  # characters of a text for people
+_T = TypeVar("_T", bound="_Payload")
+
+
+class _Payload:
+    """Base of the messages: dataclasses whose fields are JSON."""
+
+    message_type: ClassVar[MessageType]
+
+    def pack(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def parse(cls: type[_T], payload: bytes) -> _T:
+        """Raises RemoteProtocolError."""
+        try:
+            fields = json.loads(payload)
+            if not isinstance(fields, dict):
+                raise ValueError("not an object")
+            return cls(**fields)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RemoteProtocolError(
+                f"a {cls.message_type.name} that makes no sense: {error}"
+            ) from None
+
+
+class OrderKind(str, Enum):
+    """How much of a workflow an order is about."""
+
+    REGION = "region"
+    WORKFLOW = "workflow"
+
+
+@dataclass(frozen=True)
+class Order(_Payload):
+    """DISTRIBUTE_PROMPT (a region) and EXECUTE_WORKFLOW: the leader wants a prompt to be run."""
+
+    message_type = MessageType.DISTRIBUTE_PROMPT
+
+    job_id: str
+    prompt_id: str
+    """Under which the follower queues it: a UUID, as newer ComfyUI wants it."""
+    kind: str
+    prompt: Prompt
+    members: tuple[int, ...]
+    """Who takes part, in the order of their slices."""
+    first_items: tuple[int, ...] = ()
+    """Regions: for each batch of the fanned-out list the position of the receiver's first item."""
+    item_counts: tuple[int, ...] = ()
+    """Regions: how many items of each the receiver gets."""
+    positions: tuple[str, ...] = ()
+    """Regions: nodes that tell positions."""
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_texts(self.job_id, self.prompt_id)
+        OrderKind(self.kind)
+        for name in ("members", "first_items", "item_counts"):
+            object.__setattr__(self, name, _integers(getattr(self, name)))
+        object.__setattr__(self, "positions", _texts(self.positions))
+        if len(self.first_items) != len(self.item_counts):
+            raise ValueError("first_items and item_counts differ in length")
+        if not isinstance(self.extra_data, Mapping):
+            raise ValueError("extra_data is no object")
+        _check_prompt(self.prompt)
+
+
+class WorkState(str, Enum):
+    """Where an order is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Progress(_Payload):
+    """EXECUTION_PROGRESS: the follower has validated and queued it, or is at it."""
+
+    message_type = MessageType.EXECUTION_PROGRESS
+
+    job_id: str
+    state: str
+    fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_texts(self.job_id)
+        WorkState(self.state)
+        fraction = float(self.fraction)
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction is {fraction}")
+
+
+@dataclass(frozen=True)
+class Result(_Payload):
+    """EXECUTION_RESULT: the follower's prompt has run to its end."""
+
+    message_type = MessageType.EXECUTION_RESULT
+
+    job_id: str
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """What ComfyUI's history tells of its output nodes."""
+
+    def __post_init__(self) -> None:
+        _check_texts(self.job_id)
+        if not isinstance(self.outputs, Mapping):
+            raise ValueError("outputs is no object")
+
+
+class Failure(str, Enum):
+    """Why an order came to nothing."""
+
+    REFUSED = "refused"
+    """It was never queued: something is missing there, or it was cancelled before."""
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Trouble(_Payload):
+    """EXECUTION_ERROR."""
+
+    message_type = MessageType.EXECUTION_ERROR
+
+    job_id: str
+    failure: str
+    message: str
+    node: str = ""
+    """The node that failed, for people."""
+
+    def __post_init__(self) -> None:
+        _check_texts(self.job_id)
+        Failure(self.failure)
+        for name in ("message", "node"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is no text")
+            object.__setattr__(self, name, value[:LARGEST_TEXT])
+
+
+@dataclass(frozen=True)
+class Cancel(_Payload):
+    """EXECUTION_CANCEL: the leader does not want it any more."""
+
+    message_type = MessageType.EXECUTION_CANCEL
+
+    job_id: str
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self.job_id, self.reason or "-")
+
+
+_LONGEST_ID = 200  # characters of job and prompt ids; what transfer keys have room for
+
+
+def _check_texts(*values: object) -> None:
+    for value in values:
+        if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID:
+            raise ValueError(f"expected a text of 1 to {_LONGEST_ID} characters, got {value!r:.80}")
+
+
+def _integers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError("expected a list of integers")
+    if any(not isinstance(each, int) or isinstance(each, bool) or each < 0 for each in values):
+        raise ValueError("expected integers from 0 on")
+    return tuple(values)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise ValueError("expected a list of texts")
+    return tuple(values)
+
+
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, Mapping) or not prompt:
+        raise ValueError("the prompt is empty")
+    for node in prompt.values():
+        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
+            raise ValueError("a node without class_type")
+        if not isinstance(node.get("inputs"), Mapping):
+            raise ValueError("a node without inputs")

@@ -1,0 +1,163 @@
+"""Who gets which items of what is fanned out, and how the results are put together. Pure.
+
+How it works. A fan-out gets a list of batches (usually of one). Of each batch an instance gets the
+items of its place in the even split; a batch of one item among larger ones goes to everybody. What
+an instance gets nothing of is left out of its list, so its results are as many as its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_cluster import batches
+from comfy_cluster.errors import WorkflowError
+from comfy_cluster.work.kinds import BatchKind
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one instance works on."""
+
+    instance: int
+    ranges: tuple[range, ...]
+    """Its items of each batch of the list; some may be empty."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.ranges)
+
+    @property
+    def item_count(self) -> int:
+        return sum(map(len, self.ranges))
+
+    @property
+    def batches(self) -> list[int]:
+        """Indexes of the batches that it has items of."""
+        return [index for index, part in enumerate(self.ranges) if part]
+
+    def over(self, instances: Sequence[int]) -> list[Share]:
+        """The even split of this share; those that get something."""
+        split = [batches.split_ranges(len(part), len(instances)) for part in self.ranges]
+        shares = [
+            Share(
+                instance,
+                tuple(
+                    range(part.start + sub[place].start, part.start + sub[place].stop)
+                    for part, sub in zip(self.ranges, split, strict=True)
+                ),
+            )
+            for place, instance in enumerate(instances)
+        ]
+        return [share for share in shares if not share.is_empty]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What one fan-out node was given."""
+
+    kind: BatchKind
+    values: list[Any]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [self.kind.count(value) for value in self.values]
+
+    def slices_for(self, share: Share, sizes: Sequence[int]) -> list[Any]:
+        """The values of a share; `sizes` are those that all fan-outs agreed on."""
+        slices = []
+        for index in share.batches:
+            value = self.values[min(index, len(self.values) - 1)]
+            is_for_all = self.kind.count(value) == 1 and sizes[index] != 1
+            slices.append(value if is_for_all else self.kind.cut(value, share.ranges[index]))
+        return slices
+
+
+def agreed_sizes(offers: Mapping[str, Offer], names: Mapping[str, str]) -> tuple[int, ...]:
+    """Items of each batch of the list. WorkflowError: the fan-outs do not agree.
+
+    `names`: how a user is told of each node.
+    """
+    length = max(len(offer.values) for offer in offers.values())
+    sizes = [1] * length
+    for offer in offers.values():
+        if len(offer.values) not in (1, length):
+            raise WorkflowError(_disagreement(offers, names, "lists of different length"))
+        for index in range(length):
+            size = offer.sizes[min(index, len(offer.values) - 1)]
+            if size != 1 and sizes[index] not in (1, size):
+                raise WorkflowError(_disagreement(offers, names, "batches of different size"))
+            sizes[index] = size if size != 1 else sizes[index]
+    return tuple(sizes)
+
+
+def _disagreement(offers: Mapping[str, Offer], names: Mapping[str, str], what: str) -> str:
+    found = ", ".join(
+        f"{names[node_id]} has {'+'.join(map(str, offer.sizes))} {offer.kind.name}"
+        for node_id, offer in sorted(offers.items())
+    )
+    return (
+        f"the fan-outs of one region got {what}: {found}. They need as many items each, or one "
+        "item for all"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What came of a share."""
+
+    share: Share
+    values: list[Any]
+
+    def order(self) -> list[int]:
+        """What pieces are sorted by: the first item of each batch."""
+        return [part.start for part in self.share.ranges]
+
+
+def join_pieces(
+    pieces: Sequence[Piece], kind: BatchKind, *, batch_count: int, makes_list: bool
+) -> list[Any]:
+    """The results of all shares as one list of batches, in the order of the items.
+
+    `makes_list`: the region made lists of the batches, which are strung together. WorkflowError
+    says which instance sent what.
+    """
+    ordered = sorted(pieces, key=Piece.order)
+    if makes_list:
+        if batch_count > 1:
+            raise WorkflowError(
+                "several batches were fanned out as a list, and the region makes lists of them: "
+                "their order cannot be told. Fan out one batch, or join the lists before the fan-in"
+            )
+        return [value for piece in ordered for value in piece.values]
+    joined = []
+    for index in range(batch_count):
+        parts = [(piece.share.instance, value) for piece, value in _parts_of(ordered, index)]
+        if parts:
+            joined.append(_join(parts, kind))
+    return joined
+
+
+def _parts_of(pieces: Sequence[Piece], index: int) -> list[tuple[Piece, Any]]:
+    parts = []
+    for piece in pieces:
+        places = piece.share.batches
+        if len(piece.values) != len(places):
+            raise WorkflowError(
+                f"instance {piece.share.instance} sent {len(piece.values)} results for the "
+                f"{len(places)} batches that it got: nodes in the region join or drop list items"
+            )
+        if index in places:
+            parts.append((piece, piece.values[places.index(index)]))
+    return parts
+
+
+def _join(parts: Sequence[tuple[int, Any]], kind: BatchKind) -> Any:
+    try:
+        return kind.join([value for _, value in parts])
+    except WorkflowError as error:
+        sent = ", ".join(
+            f"instance {instance} sent {kind.describe(value)}" for instance, value in parts
+        )
+        raise WorkflowError(f"the {kind.name} do not fit together: {sent} ({error})") from error

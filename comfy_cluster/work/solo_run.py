@@ -1,0 +1,72 @@
+"""A prompt that runs on this instance alone: collectives return what they were given.
+
+That is every prompt of a cluster of one, and on followers what their own users queue.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from comfy_cluster.transport.handle import Handle
+from comfy_cluster.work.host import Host
+from comfy_cluster.work.kinds import BatchKind
+from comfy_cluster.work.run import NodeCall, wait
+from comfy_cluster.workflows.broadcasts import broadcast_heard_by
+
+
+class LocalBroadcasts:
+    """What the broadcast nodes of one prompt on this instance have sent. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Handle[Any]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, node_id: str) -> Handle[Any]:
+        """Done with the node's value once it has run."""
+        with self._lock:
+            return self._handles.setdefault(node_id, Handle(f"broadcast of node {node_id}"))
+
+    def put(self, node_id: str, value: Any) -> None:
+        """The node has run, perhaps once more."""
+        with self._lock:
+            handle = self._handles.get(node_id)
+            if handle is None or handle.done():
+                self._handles[node_id] = Handle.completed(value)
+                return
+        handle.set_result(value)
+
+    def close(self, reason: str) -> None:
+        for handle in list(self._handles.values()):
+            handle.cancel(reason)
+
+
+class SoloRun:
+    """See `run.Run`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._broadcasts = LocalBroadcasts()
+
+    def needs_input(self, call: NodeCall) -> bool:
+        return True
+
+    async def fan_out(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        return values
+
+    async def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        return values
+
+    async def gather(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
+        return values
+
+    async def broadcast(self, call: NodeCall, value: Any) -> Any:
+        self._broadcasts.put(call.node_id, value)
+        return value
+
+    async def listen(self, call: NodeCall) -> Any:
+        source = broadcast_heard_by(call.prompt, call.node_id)
+        return await wait(self._broadcasts.of(source), self._host)
+
+    def close(self, reason: str, *, succeeded: bool = False) -> None:
+        self._broadcasts.close(reason)

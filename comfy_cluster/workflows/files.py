@@ -1,0 +1,89 @@
+"""A workflow file as a prompt: either of ComfyUI's formats, with other inputs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from comfy_cluster.errors import WorkflowError
+from comfy_cluster.workflows.prompt import Prompt, link_of, name_of
+from comfy_cluster.workflows.ui_format import to_prompt
+
+EXECUTE = "ClusterExecuteWorkflow"
+EXECUTE_CURRENT = "ClusterExecuteCurrentWorkflow"
+
+
+def file_prompt(
+    workflow_path: str, *, read: Callable[[str], Any], node_type: Callable[[str], Any]
+) -> dict[str, dict[str, Any]]:
+    """The prompt of a file. `read(path)` gives its parsed JSON.
+
+    `WorkflowError`: no workflow, or one that runs itself, also by way of others.
+    """
+    prompt = _prompt_of(workflow_path, read(workflow_path), node_type)
+    _check_no_recursion(workflow_path, prompt, (workflow_path,), read, node_type)
+    return prompt
+
+
+def _prompt_of(
+    workflow_path: str, workflow: Any, node_type: Callable[[str], Any]
+) -> dict[str, dict[str, Any]]:
+    if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
+        return to_prompt(workflow, node_type)
+    is_prompt = isinstance(workflow, dict) and all(
+        isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+        for node in workflow.values()
+    )
+    if not is_prompt or not workflow:
+        raise WorkflowError(
+            f"{workflow_path} is no ComfyUI workflow: neither as the page saves it (nodes, links) "
+            "nor in the API format (class_type, inputs)"
+        )
+    return {str(node_id): node for node_id, node in workflow.items()}
+
+
+def _check_no_recursion(
+    workflow_path: str,
+    prompt: Prompt,
+    path: tuple[str, ...],
+    read: Callable[[str], Any],
+    node_type: Callable[[str], Any],
+) -> None:
+    for node_id, node in sorted(prompt.items()):
+        if node["class_type"] == EXECUTE_CURRENT:
+            raise WorkflowError(
+                f"{workflow_path}: {name_of(prompt, node_id)} cannot run inside of another workflow"
+            )
+        inner = node["inputs"].get("workflow_path")
+        if node["class_type"] != EXECUTE or not isinstance(inner, str):
+            continue
+        if inner in path:
+            raise WorkflowError(f"the workflow runs itself: {' > '.join((*path, inner))}")
+        inner_prompt = _prompt_of(inner, read(inner), node_type)
+        _check_no_recursion(inner, inner_prompt, (*path, inner), read, node_type)
+
+
+def with_inputs(
+    prompt: Prompt, inputs: Mapping[str, Any], workflow_path: str
+) -> dict[str, dict[str, Any]]:
+    """The prompt with other values: `inputs` by `"node_id.input"`. WorkflowError: no such one."""
+    changed = {
+        node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()
+    }
+    for place, value in inputs.items():
+        node_id, _, name = str(place).rpartition(".")
+        if node_id not in changed:
+            raise WorkflowError(
+                f"inputs: {place!r} names no node of {workflow_path}; it has "
+                f"{', '.join(sorted(changed))}"
+            )
+        known = changed[node_id]["inputs"]
+        if name not in known:
+            raise WorkflowError(
+                f"inputs: {name_of(prompt, node_id)} of {workflow_path} has no input {name!r}; it "
+                f"has {', '.join(sorted(known))}"
+            )
+        if link_of(value) is not None:
+            raise WorkflowError(f"inputs: {place!r} must be a value, not a link")
+        known[name] = value
+    return changed
