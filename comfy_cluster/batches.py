@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from comfy_cluster.errors import WorkflowError
 
 Latent = Mapping[str, Any]
+Batch = TypeVar("Batch", torch.Tensor, Latent)
 
 
 def split_sizes(item_count: int, instance_count: int) -> list[int]:
@@ -47,11 +48,49 @@ def split(batch: torch.Tensor, instance_count: int) -> list[torch.Tensor]:
     return [batch[part.start : part.stop] for part in split_ranges(item_count, instance_count)]
 
 
-def count_items(batch: torch.Tensor) -> int:
+def count_items(batch: torch.Tensor | Latent) -> int:
     """Items of a batch; `WorkflowError` for a tensor without dimensions."""
-    if batch.ndim == 0:
+    samples = batch if isinstance(batch, torch.Tensor) else latent_samples(batch)
+    if samples.ndim == 0:
         raise WorkflowError("expected a batch, got a tensor without dimensions")
-    return batch.shape[0]
+    return samples.shape[0]
+
+
+def is_batch(value: object) -> bool:
+    """Whether a value is one that can be cut: a tensor, or a latent that is one plain tensor."""
+    held = value.get("samples") if isinstance(value, Mapping) else value
+    return isinstance(held, torch.Tensor) and not held.is_nested and held.ndim > 0
+
+
+def as_batch(values: Sequence[Any]) -> Any:
+    """The batch that an input holds: the one value of a list, or all of them joined in order.
+
+    `WorkflowError` for what is no batch.
+    """
+    for value in values:
+        if isinstance(value, Mapping):
+            latent_samples(value)
+        elif not is_batch(value):
+            raise WorkflowError(
+                f"expected images, masks, a latent or another tensor, got {_describe(value)}"
+            )
+    are_tensors = [isinstance(value, torch.Tensor) for value in values]
+    if any(are_tensors) and not all(are_tensors):
+        raise WorkflowError("cannot join: some parts are latents and others are not")
+    return concat(values) if all(are_tensors) else concat_latents(values)
+
+
+def take(batch: Batch, positions: Sequence[int]) -> Batch:
+    """The items at those positions, in that order; a view where they follow each other."""
+    if isinstance(batch, torch.Tensor):
+        return _rows(batch, positions)
+    return cut_latent(batch, [positions])[0]
+
+
+def _rows(tensor: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+    if isinstance(positions, range) and positions.step == 1:
+        return tensor[positions.start : positions.stop]
+    return tensor[torch.tensor([*positions], dtype=torch.int64, device=tensor.device)]
 
 
 def concat(
@@ -89,8 +128,12 @@ def concat(
     return torch.cat(filled, out=joined)
 
 
-def _describe(batch: torch.Tensor) -> str:
-    return f"{list(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
+def _describe(value: object) -> str:
+    if isinstance(value, Mapping) and is_batch(value):
+        return f"a latent of {_describe(value['samples'])}"
+    if isinstance(value, torch.Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
 
 
 def mask_batch(mask: torch.Tensor) -> torch.Tensor:
@@ -98,36 +141,59 @@ def mask_batch(mask: torch.Tensor) -> torch.Tensor:
     return mask.unsqueeze(0) if mask.ndim == 2 else mask
 
 
-def split_to_list(batch: torch.Tensor, *, items_per_element: int = 1) -> list[torch.Tensor]:
+def split_to_list(batch: Batch, *, items_per_element: int = 1) -> list[Batch]:
     """A batch as a list of batches of `items_per_element` items each; the last may have fewer."""
     if items_per_element < 1:
         raise WorkflowError(f"items_per_element is {items_per_element}, it must be at least 1")
+    item_count = count_items(batch)
     return [
-        batch[start : start + items_per_element]
-        for start in range(0, count_items(batch), items_per_element)
+        take(batch, range(start, min(start + items_per_element, item_count)))
+        for start in range(0, item_count, items_per_element)
     ]
 
 
-def flatten_list(batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def flatten_list(batches: Sequence[Batch]) -> list[Batch]:
     """A list of batches as a list in which each element is a batch of one item."""
     return [item for batch in batches for item in split_to_list(batch)]
 
 
-def insert_at_index(batch: torch.Tensor, item: torch.Tensor, index: int) -> torch.Tensor:
+def insert_at_index(batch: Batch, item: Batch, index: int) -> Batch:
     """The batch with `item` before position `index`; an index past the end appends.
 
-    `item` is one item without the first dimension, or a batch of any size. A negative index counts
-    from the end, as in `list.insert`. Raises `WorkflowError` when the shapes do not agree.
+    `item` is a batch of any size, or one tensor without the first dimension. A negative index
+    counts from the end, as in `list.insert`. Raises `WorkflowError` when the shapes do not agree.
     """
-    inserted = item.unsqueeze(0) if item.ndim == batch.ndim - 1 else item
+    if isinstance(batch, torch.Tensor) and isinstance(item, torch.Tensor):
+        inserted = item.unsqueeze(0) if item.ndim == batch.ndim - 1 else item
+        _check_fits(batch, inserted, item=item, into=batch)
+        return concat([batch[:index], inserted, batch[index:]])
+    if isinstance(batch, Mapping) and isinstance(item, Mapping):
+        _check_fits(latent_samples(batch), latent_samples(item), item=item, into=batch)
+        return _insert_latent(batch, item, index)
+    raise _does_not_fit(item, batch)
+
+
+def _check_fits(batch: torch.Tensor, inserted: torch.Tensor, *, item: object, into: object) -> None:
     if inserted.shape[1:] != batch.shape[1:] or inserted.ndim != batch.ndim:
-        raise WorkflowError(
-            f"cannot insert: the item is {_describe(item)}, the batch is {_describe(batch)}"
-        )
-    return concat([batch[:index], inserted, batch[index:]])
+        raise _does_not_fit(item, into)
 
 
-def strided_reorder(batch: torch.Tensor, stride: int) -> torch.Tensor:
+def _does_not_fit(item: object, batch: object) -> WorkflowError:
+    return WorkflowError(
+        f"cannot insert: the item is {_describe(item)}, the batch is {_describe(batch)}"
+    )
+
+
+def _insert_latent(latent: Latent, item: Latent, index: int) -> dict[str, Any]:
+    """All items keep their noise; new ones without a `batch_index` get one that is not in use."""
+    positions = range(count_items(latent))
+    front, back = cut_latent(latent, [positions[:index], positions[index:]])
+    unused = 1 + max([*front["batch_index"], *back["batch_index"]], default=-1)
+    inserted = {**item, "batch_index": _batch_index(item, count_items(item), start=unused)}
+    return concat_latents([front, inserted, back])
+
+
+def strided_reorder(batch: Batch, stride: int) -> Batch:
     """Items in the order 0, s, 2s, ..., 1, s+1, ...: undoes the interleaving of s sequences."""
     if stride < 1:
         raise WorkflowError(f"stride is {stride}, it must be at least 1")
@@ -137,12 +203,12 @@ def strided_reorder(batch: torch.Tensor, stride: int) -> torch.Tensor:
         for start in range(min(stride, item_count))
         for position in range(start, item_count, stride)
     ]
-    return batch[torch.tensor(order, dtype=torch.int64, device=batch.device)]
+    return take(batch, order)
 
 
 def item_for_instance(
-    batch: torch.Tensor, instance_index: int, *, instance_count: int, index_offset: int = 0
-) -> torch.Tensor | None:
+    batch: Batch, instance_index: int, *, instance_count: int, index_offset: int = 0
+) -> Batch | None:
     """The part of a batch that one instance works on, as a view; None if there is nothing for it.
 
     The first `index_offset` items are skipped. Of the rest, instance i gets item i, as a batch of
@@ -151,7 +217,30 @@ def item_for_instance(
     positions = positions_for_instance(
         count_items(batch), instance_index, instance_count=instance_count, index_offset=index_offset
     )
-    return batch[positions.start : positions.stop] if positions else None
+    return take(batch, positions) if positions else None
+
+
+def items_for_instance(
+    values: Sequence[Any], instance_index: int, *, instance_count: int, index_offset: int = 0
+) -> list[Any]:
+    """What one instance works on of all that an input holds; nothing if there is nothing for it.
+
+    One batch is cut as `item_for_instance` does it. Several values are a list, and so is one value
+    that is a list: then it is elements, as many as it would be items.
+    """
+    elements = values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else values
+    if len(elements) == 1 and isinstance(elements[0], torch.Tensor | Mapping):
+        part: Any = item_for_instance(
+            as_batch(elements),
+            instance_index,
+            instance_count=instance_count,
+            index_offset=index_offset,
+        )
+        return [] if part is None else [part]
+    positions = positions_for_instance(
+        len(elements), instance_index, instance_count=instance_count, index_offset=index_offset
+    )
+    return [elements[position] for position in positions]
 
 
 def positions_for_instance(
@@ -180,33 +269,32 @@ def latent_samples(latent: Latent) -> torch.Tensor:
 
 
 def split_latent(latent: Latent, instance_count: int) -> list[dict[str, Any]]:
-    """The even split of a latent: one latent for each instance; some may have no items.
+    """The even split of a latent: one latent for each instance; some may have no items."""
+    return cut_latent(latent, split_ranges(count_items(latent), instance_count))
+
+
+def cut_latent(latent: Latent, parts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """One latent for each of `parts`, of the items at those positions; parts may be empty.
 
     Each gets the `batch_index` of its items (their positions, where the latent has none), so that
     KSampler draws the noise which the same item would have got in the undivided batch. A
     `noise_mask` of one item stays whole; another one is repeated to the batch's size and cut.
     Tensors under unknown keys are cut when they have one row an item; all else goes to everyone.
     """
-    item_count = count_items(latent_samples(latent))
-    return cut_latent(latent, split_ranges(item_count, instance_count))
-
-
-def cut_latent(latent: Latent, positions: Sequence[range]) -> list[dict[str, Any]]:
-    """A latent for each of `positions`, which are without gaps; see `split_latent`."""
-    item_count = count_items(latent_samples(latent))
+    item_count = count_items(latent)
     batch_index = _batch_index(latent, item_count)
     whole = dict(latent)
     if (mask := _full_noise_mask(latent, item_count)) is not None:
         whole["noise_mask"] = mask
-    cut_keys = [key for key, value in whole.items() if _has_rows(value, item_count)]
-    slices = []
-    for part in positions:
-        latent_slice = dict(whole)
-        for key in ("samples", *cut_keys):
-            latent_slice[key] = whole[key][part.start : part.stop]
-        latent_slice["batch_index"] = batch_index[part.start : part.stop]
-        slices.append(latent_slice)
-    return slices
+    cut_keys = {"samples", *(key for key, value in whole.items() if _has_rows(value, item_count))}
+    return [
+        {
+            **whole,
+            **{key: _rows(whole[key], positions) for key in cut_keys},
+            "batch_index": [batch_index[position] for position in positions],
+        }
+        for positions in parts
+    ]
 
 
 def _batch_index(latent: Latent, item_count: int, *, start: int = 0) -> list[int]:

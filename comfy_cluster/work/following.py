@@ -94,7 +94,7 @@ class Following:
             work.job.enter_context(self._cluster.job(order.job_id))
         except ClusterError as error:
             self._end(work)
-            self._tell(Trouble(order.job_id, Failure.REFUSED.value, f"cannot work now: {error}"))
+            self._tell(Trouble(order.job_id, Failure.NOT_READY.value, str(error)))
             return
         logger.info("< %d job %s: %d nodes", peer, order.job_id, len(order.prompt))
         self._add_run(order.prompt_id, work.run)
@@ -123,7 +123,6 @@ class Following:
             work = self._works.get(job_id)
         if work is not None:
             logger.info("= job %s ends: %s", job_id, reason)
-            work.run.close(reason)
             self._host.cancel(work.order.prompt_id)
 
     # On ComfyUI's threads.

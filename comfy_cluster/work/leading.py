@@ -111,7 +111,10 @@ class Leading:
             return
         if (assignment := self._assignments.get((trouble.job_id, peer))) is not None:
             logger.info("< %d job %s: %s", peer, trouble.job_id, trouble.message)
-            assignment.fail(WorkflowError(_trouble_text(peer, trouble)))
+            if trouble.failure == Failure.NOT_READY.value:
+                assignment.fail(PeerLost(f"instance {peer}: {trouble.message}", peer=peer))
+            else:
+                assignment.fail(WorkflowError(_trouble_text(peer, trouble)))
 
     def _on_peer_event(self, event: object) -> None:
         if not isinstance(event, PeerLostEvent):

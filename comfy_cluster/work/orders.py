@@ -128,7 +128,9 @@ class Failure(str, Enum):
     """Why an order came to nothing."""
 
     REFUSED = "refused"
-    """It was never queued: something is missing there, or it was cancelled before."""
+    """It was never queued: something is missing there."""
+    NOT_READY = "not_ready"
+    """It was never queued: the instance is only just starting. Others do its share."""
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 

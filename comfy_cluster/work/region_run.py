@@ -70,6 +70,7 @@ class RegionRun:
         self._sizes: tuple[int, ...] | None = None
         self._own = Share(LEADER, ())
         self._given: list[_Given] = []
+        self._unusable: set[int] = set()  # instances that were lost in it
         self._jobs = contextlib.ExitStack()
         self._begun: set[str] = set()
         self._rounds = itertools.count(1)
@@ -257,7 +258,7 @@ class RegionRun:
             text = f"it ended without a result for {name_of(self.plan.prompt, end)}"
             missing = WorkflowError(f"{received.description}: {text}")
             self._grace.call_later(lambda: received.abandon(missing))
-        elif not isinstance(error, PeerLost):
+        else:
             received.abandon(error)
 
     def _without(self, given: _Given, end: str, error: BaseException) -> Handle[Outcome]:
@@ -281,8 +282,10 @@ class RegionRun:
         """The followers who do a lost share instead; none: only this instance is left."""
         with self._lock:
             if given.replacement is None and not self._is_closed:
-                lost = given.share.instance
-                peers = [each for each in self._cluster.connected_peers if each != lost]
+                self._unusable.add(given.share.instance)
+                peers = [
+                    each for each in self._cluster.connected_peers if each not in self._unusable
+                ]
                 self._warn(f"{_lost_text(given.share)}; done again by {_names(peers)}")
                 job_id = f"{self._job_id}/{next(self._rounds)}"
                 shares = given.share.over(peers) if peers else []

@@ -90,6 +90,8 @@ async def wait(handle: Handle[T], host: Host, *, on_tick: Callable[[], object] |
         while True:
             done, _ = await asyncio.wait({waiting}, timeout=INTERRUPT_POLL)
             if done:
+                if waiting.exception() is not None:  # perhaps only because of the interrupt
+                    host.raise_if_interrupted()
                 return waiting.result()
             if on_tick is not None:
                 on_tick()

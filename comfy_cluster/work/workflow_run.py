@@ -93,7 +93,8 @@ class WorkflowRun:
     @property
     def accepted(self) -> Handle[Any]:
         """Done when all followers have validated and queued it. Fails if one cannot run it."""
-        return all_of([each.accepted for each in self._assignments], "orders to followers")
+        handles = [each.accepted.recover(_unless_lost) for each in self._assignments]
+        return all_of(handles, "orders to followers")
 
     def results(self) -> Handle[dict[str, Any]]:
         """By instance what its output nodes made, once all followers are through."""
@@ -104,16 +105,18 @@ class WorkflowRun:
     def _on_finished(self, peer: int, finished: Handle[Any]) -> None:
         error = finished.exception()
         if error is None:
-            self._grace.call_later(lambda: self._give_up_on(peer))
-        elif not isinstance(error, PeerLost | TransferCancelled):
+            missing = WorkflowError(f"instance {peer} ended the workflow without sending this")
+            self._grace.call_later(lambda: self._give_up_on(peer, missing))
+        elif isinstance(error, PeerLost):
+            self._give_up_on(peer, error)
+        elif not isinstance(error, TransferCancelled):
             self._fail(error)
 
-    def _give_up_on(self, peer: int) -> None:
+    def _give_up_on(self, peer: int, error: BaseException) -> None:
         with self._lock:
             pending = [handle for source, handle in self._pending if source == peer]
         for handle in pending:
-            text = f"{handle.description}: it ended without sending this"
-            handle.abandon(WorkflowError(text))
+            handle.abandon(error)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
