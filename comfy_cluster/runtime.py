@@ -11,7 +11,9 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from comfy_cluster.work.work import Work
 
 logger = logging.getLogger("comfy_cluster")
+
+_REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 _lock = threading.RLock()
 _cluster: Cluster | None = None
@@ -131,9 +135,17 @@ def _make_work(host: Host) -> Work:
         from comfy_cluster.work.work import Work
 
         return Work(host)
-    from comfy_cluster.work.service import ClusterWork
+    try:
+        from comfy_cluster.work.service import ClusterWork
 
-    cluster = build_cluster(config)
+        cluster = build_cluster(config)
+    except ImportError as error:
+        if (error.name or "").startswith("comfy_cluster"):
+            raise
+        raise ConfigError(
+            f"{error}. A cluster of several instances needs all of requirements.txt: "
+            f"{sys.executable} -m pip install -r {_REQUIREMENTS}"
+        ) from error
     # Listeners come before the start: an order may be the first that is heard.
     work = ClusterWork(cluster, host)
     cluster.start()

@@ -15,6 +15,7 @@ from tests.layering import (
     LONGEST_FUNCTION,
     PACKAGE,
     ROOT,
+    ROOT_MODULE,
     UNITS_WITHOUT_TORCH,
     check_file,
     check_source,
@@ -47,6 +48,7 @@ def test_the_project_keeps_every_rule() -> None:
     files = list(project_files())
     assert ROOT / PACKAGE / "config.py" in files
     assert Path(__file__) in files
+    assert ROOT / "__init__.py" in files
     assert [text for path in files for text in check_file(path)] == []
 
 
@@ -107,12 +109,15 @@ def test_importing_the_package_loads_the_standard_library_only() -> None:
         ("comfy_cluster.protocol.x", "import random\nrandom.random()", "as an argument"),
         ("stun_server.app", "from comfy_cluster.config import x", "stands alone"),
         ("comfy_cluster.cluster.x", "import stun_server", "must not import stun_server"),
+        (ROOT_MODULE, "import torch", "by its own name"),
+        (ROOT_MODULE, "from .comfy_cluster import nodes", "by its own name"),
+        (ROOT_MODULE, "from . import comfy_cluster", "by its own name"),
         ("tests.x", "pass\n" * (LONGEST_FILE + 1), "the limit is"),
         ("tests.x", "def f():\n" + "    pass\n" * LONGEST_FUNCTION, "the limit is"),
     ],
 )
 def test_a_broken_rule_is_found(module: str, source: str, rule: str) -> None:
-    found = check_source(source, module)
+    found = check_source(source, module, is_package=module == ROOT_MODULE)
     assert len(found) == 1
     assert found[0].startswith(f"{module}:")
     assert rule in found[0]
@@ -131,6 +136,7 @@ def test_a_broken_rule_is_found(module: str, source: str, rule: str) -> None:
         ("comfy_cluster.config", "import os\nos.environ"),
         ("comfy_cluster.cli.main", "import os\nos.environ"),
         ("tests.x", "import socket, time, torch\nimport comfy_cluster._fastpath"),
+        (ROOT_MODULE, "import sys\nfrom comfy_cluster.comfyui import loading"),
         ("tests.x", "pass\n" * LONGEST_FILE),
     ],
 )

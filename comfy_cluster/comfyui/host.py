@@ -141,10 +141,11 @@ class ComfyHost:
 
     def free_when_done(self, *, unload_models: bool, free_memory: bool) -> None:
         queue = self._server.prompt_queue
-        if unload_models:
-            queue.set_flag("unload_models", True)
         if free_memory:
             queue.set_flag("free_memory", True)
+        # Where nobody says so, ComfyUI unloads models whenever it frees memory (main.py).
+        if unload_models or "unload_models" not in queue.get_flags(reset=False):
+            queue.set_flag("unload_models", unload_models)
 
     # Files.
 

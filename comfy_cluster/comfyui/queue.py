@@ -24,7 +24,7 @@ _FAILED = "execution_error"
 
 
 class PromptQueue:
-    """`server`: ComfyUI's PromptServer. `interrupt()` sets ComfyUI's flag for the running prompt."""
+    """`server`: ComfyUI's PromptServer. `interrupt()` sets its flag for the running prompt."""
 
     def __init__(self, server: Any, interrupt: Callable[[], object]) -> None:
         self._server = server

@@ -22,7 +22,7 @@ class FanOutNode(AlwaysRuns):
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
-        tooltip = f"The {cls.KIND.name} to cut. Only the leader makes them; followers receive their slice."
+        tooltip = f"The {cls.KIND.name} to cut. Followers make none: they receive their slice."
         return {
             # Lazy: in a whole workflow followers need not make what the leader sends.
             "required": {

@@ -5,7 +5,7 @@ They are output nodes: they run also where nothing reads their output.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_cluster.nodes.base import ANY, AlwaysRuns, InputTypes, described
 
@@ -13,6 +13,7 @@ from comfy_cluster.nodes.base import ANY, AlwaysRuns, InputTypes, described
 class MemoryNode(AlwaysRuns):
     """What both have in common."""
 
+    FREE_MEMORY_TOOLTIP: ClassVar[str]
     CATEGORY = "Cluster/Memory"
     RETURN_TYPES = (ANY,)
     RETURN_NAMES = ("trigger",)
@@ -29,11 +30,7 @@ class MemoryNode(AlwaysRuns):
                     "Take all models out of GPU memory. They are loaded again when needed.",
                     default=True,
                 ),
-                "free_memory": described(
-                    "BOOLEAN",
-                    "Also give back cached memory that nothing uses.",
-                    default=True,
-                ),
+                "free_memory": described("BOOLEAN", cls.FREE_MEMORY_TOOLTIP, default=True),
             }
         }
 
@@ -46,6 +43,7 @@ class ClusterFreeNow(MemoryNode):
         "Frees memory as soon as its input is there, on every instance that runs it, and passes "
         "the input on. Put it between two parts of a workflow that need different models."
     )
+    FREE_MEMORY_TOOLTIP = "Also give back cached memory that nothing uses."
 
     async def execute(
         self, trigger: Any, unload_models: bool = True, free_memory: bool = True
@@ -62,6 +60,7 @@ class ClusterFinallyFree(MemoryNode):
         "Frees memory when the whole workflow is done, on every instance that runs it, and "
         "passes its input on at once. The next run loads its models again."
     )
+    FREE_MEMORY_TOOLTIP = "Also forget the results that ComfyUI keeps for the next run."
 
     async def execute(
         self, trigger: Any, unload_models: bool = True, free_memory: bool = True

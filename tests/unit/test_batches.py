@@ -307,3 +307,106 @@ class TestLatents:
     def test_latent_without_a_tensor_is_refused(self, latent: dict[str, Any]) -> None:
         with pytest.raises(WorkflowError, match="expected a latent"):
             batches.split_latent(latent, 2)
+
+
+class TestAnyBatch:
+    """What the functions do with latents, and with what is no batch."""
+
+    def test_rows_in_sequence_are_a_view(self) -> None:
+        batch = numbered(4, 3).clone()
+        assert batches.take(batch, range(1, 3)).data_ptr() == batch[1].data_ptr()
+        assert positions(batches.take(batch, [3, 0, 0])) == [3, 0, 0]
+        assert positions(batches.take(batch, range(3, 0, -2))) == [3, 1]
+
+    def test_taken_latent_items_keep_their_noise_and_mask(self) -> None:
+        latent = latent_of(3, noise_mask=numbered(3, 1, 8, 8), batch_index=[7, 8, 9], type="audio")
+        taken = batches.take(latent, [2, 0])
+        assert positions(taken["samples"]) == positions(taken["noise_mask"]) == [2, 0]
+        assert taken["batch_index"] == [9, 7] and taken["type"] == "audio"
+
+    def test_cut_latents_may_overlap_and_be_empty(self) -> None:
+        parts = batches.cut_latent(latent_of(3), [range(3), [1], []])
+        assert [part["batch_index"] for part in parts] == [[0, 1, 2], [1], []]
+
+    def test_several_values_are_joined(self) -> None:
+        assert batches.as_batch([numbered(2, 3)]).shape == (2, 3)
+        assert positions(batches.as_batch([numbered(2, 3), numbered(1, 3)])) == [0, 1, 0]
+        assert len(batches.as_batch([latent_of(1), latent_of(2)])["samples"]) == 3
+
+    @pytest.mark.parametrize(
+        ("values", "text"),
+        [
+            (["text"], "expected images, masks, a latent or another tensor, got str"),
+            ([[torch.zeros(1)]], "got list"),
+            ([torch.tensor(1.0)], r"got \[\] float32"),
+            ([{"waveform": torch.zeros(1)}], "expected a latent with a tensor as 'samples'"),
+            ([torch.zeros(1), {"samples": torch.zeros(1)}], "some parts are latents"),
+            ([], "there is no part"),
+        ],
+    )
+    def test_what_is_no_batch_is_refused(self, values: list[Any], text: str) -> None:
+        with pytest.raises(WorkflowError, match=text):
+            batches.as_batch(values)
+
+    def test_latents_are_split_to_lists_and_flattened(self) -> None:
+        elements = batches.split_to_list(latent_of(3), items_per_element=2)
+        assert [element["batch_index"] for element in elements] == [[0, 1], [2]]
+        flat = batches.flatten_list(elements)
+        assert [item["batch_index"] for item in flat] == [[0], [1], [2]]
+        assert {item["samples"].shape for item in flat} == {(1, 4, 8, 8)}
+
+    def test_reordered_latents_keep_their_noise(self) -> None:
+        latent = batches.strided_reorder(latent_of(4), 2)
+        assert positions(latent["samples"]) == latent["batch_index"] == [0, 2, 1, 3]
+
+    def test_inserted_latents_get_noise_that_is_not_in_use(self) -> None:
+        new = {"samples": torch.full((2, 4, 8, 8), 9.0)}
+        latent = batches.insert_at_index(latent_of(2), new, 1)
+        assert positions(latent["samples"]) == [0, 9, 9, 1]
+        assert latent["batch_index"] == [0, 2, 3, 1]
+        told = batches.insert_at_index(latent_of(2), {**new, "batch_index": [5, 6]}, 0)
+        assert told["batch_index"] == [5, 6, 0, 1]
+
+    def test_appended_latents_are_a_plain_batch(self) -> None:
+        assert "batch_index" not in batches.insert_at_index(latent_of(2), latent_of(1), 99)
+
+    def test_inserted_latent_must_be_one_and_agree_in_shape(self) -> None:
+        with pytest.raises(WorkflowError, match=r"item is a latent of \[1, 4, 9, 9\] float32"):
+            batches.insert_at_index(latent_of(2), {"samples": torch.zeros(1, 4, 9, 9)}, 0)
+        other: Any = torch.zeros(1, 4, 8, 8)
+        with pytest.raises(WorkflowError, match=r"the batch is a latent of \[2, 4, 8, 8\]"):
+            batches.insert_at_index(latent_of(2), other, 0)
+
+
+class TestItemsForInstance:
+    @pytest.mark.parametrize(
+        ("values", "index", "expected"),
+        [
+            (list("abcdef"), 0, ["a", "b"]),
+            (list("abcdef"), 3, ["f"]),
+            (list("abcd"), 2, ["c"]),
+            ([list("abcd")], 2, ["c"]),
+            (["a"], 0, ["a"]),
+            (["a"], 1, []),
+            ([], 0, []),
+        ],
+    )
+    def test_lists_are_shared_out_by_element(
+        self, values: list[Any], index: int, expected: list[str]
+    ) -> None:
+        assert batches.items_for_instance(values, index, instance_count=4) == expected
+
+    def test_one_batch_is_cut(self) -> None:
+        (item,) = batches.items_for_instance([numbered(6, 2)], 1, instance_count=4)
+        assert positions(item) == [2, 3]
+        (latent,) = batches.items_for_instance([latent_of(6)], 1, instance_count=2, index_offset=2)
+        assert latent["batch_index"] == [4, 5]
+        assert batches.items_for_instance([numbered(1, 2)], 1, instance_count=4) == []
+
+    def test_several_batches_are_a_list(self) -> None:
+        values = [numbered(3, 2), numbered(5, 9)]
+        assert batches.items_for_instance(values, 1, instance_count=2) == values[1:]
+
+    def test_a_latent_of_several_tensors_is_refused(self) -> None:
+        with pytest.raises(WorkflowError, match="cannot be split"):
+            batches.items_for_instance([{"samples": [1]}], 0, instance_count=2)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from comfy_cluster.errors import WorkflowError
-from comfy_cluster.workflows.subgraphs import expand_all, expand_use, find_subgraph
+from comfy_cluster.workflows.subgraphs import (
+    COLLECTS,
+    expand_all,
+    expand_in_place,
+    expand_use,
+    find_subgraph,
+)
 from tests.unit.workflows.prompts import prompt_of
 
 BODY = """
@@ -137,3 +143,41 @@ def test_recursion_is_refused(text: str) -> None:
 def test_a_linked_id_is_refused() -> None:
     text = refused(BODY + "9 ClusterUseSubgraph input=6.0 subgraph_id=1.0")
     assert text == "node 9 (ClusterUseSubgraph): subgraph_id must be a text, not a link"
+
+
+def test_recursion_is_told_from_any_use_with_its_way() -> None:
+    prompt = prompt_of("""
+        1 ClusterStartSubgraph input=a subgraph_id=x
+        2 ClusterUseSubgraph input=1.0 subgraph_id=x
+        3 ClusterEndSubgraph input=2.0
+        4 ClusterStartSubgraph input=a subgraph_id=y
+        5 ClusterUseSubgraph input=4.0 subgraph_id=x
+        6 ClusterEndSubgraph input=5.0
+        7 ClusterUseSubgraph input=b subgraph_id=y
+    """)
+    with pytest.raises(WorkflowError, match=r"node 2 .*: the subgraph uses itself: y > x > x$"):
+        expand_use(prompt, "7")
+
+
+def test_the_same_part_twice_is_no_recursion() -> None:
+    text = "9 ClusterUseSubgraph input=6.0 subgraph_id=soft\n"
+    prompt = prompt_of(BODY + text + "9.9 ClusterUseSubgraph input=9.0 subgraph_id=soft")
+    assert set(expand_use(prompt, "9.9").nodes) == {"9.9.4", "9.9.5"}
+
+
+def test_in_place_a_collector_follows_the_copy() -> None:
+    prompt = prompt_of(BODY + "9 ClusterUseSubgraph input=7.1 subgraph_id=soft")
+    plain, in_place = expand_use(prompt, "9"), expand_in_place(prompt, "9")
+    assert in_place.output == ["9.6", 0]
+    assert in_place.nodes == {
+        **plain.nodes,
+        "9.6": {
+            "class_type": "ClusterUseSubgraph",
+            "inputs": {"input": ["9.5", 0], COLLECTS: True},
+        },
+    }
+
+
+def test_collectors_are_not_expanded_again() -> None:
+    prompt = prompt_of(BODY + "9 ClusterUseSubgraph input=7.1 subgraph_id=soft")
+    assert expand_all({**prompt, **expand_in_place(prompt, "9").nodes}) == expand_all(prompt)
