@@ -35,7 +35,10 @@ def pack(value: Any) -> Packed:
     """Takes a value apart. `UnsupportedTensor` names the place of what cannot travel."""
     tensors: list[torch.Tensor] = []
     form = _form_of(value, tensors, where="value", depth=0)
-    description = json.dumps(form, separators=(",", ":")).encode()
+    try:
+        description = json.dumps(form, separators=(",", ":")).encode()
+    except ValueError as error:  # an integer of thousands of digits
+        raise UnsupportedTensor(f"value: {error}") from None
     if len(description) > LARGEST_DESCRIPTION:
         raise UnsupportedTensor(
             f"value: what is not a tensor in it takes {len(description)} bytes, more than "

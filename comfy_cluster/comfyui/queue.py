@@ -19,6 +19,10 @@ from comfy_cluster.work.host import Phase, PromptState
 _PRIVATE_EXTRA_DATA = frozenset(
     {"client_id", "create_time", "auth_token_comfy_org", "api_key_comfy_org"}
 )
+# Taken off the numbers of prompts that come before all others: ComfyUI takes the smallest first.
+# Among themselves they keep their order: instances that took each other's workflows in different
+# orders would wait for each other.
+_BEFORE_ALL = 1_000_000_000
 _INTERRUPTED = "execution_interrupted"
 _FAILED = "execution_error"
 
@@ -43,14 +47,14 @@ class PromptQueue:
         outputs: list[str],
         is_first: bool,
     ) -> float:
-        """Queues a validated prompt; returns its number. `is_first`: before all others.
+        """Queues a validated prompt; returns its number. `is_first`: before all that are not.
 
         On the server's event loop only, which is what hands out numbers.
         """
         number = self._server.number
         self._server.number += 1
         item: tuple[Any, ...] = (
-            -number if is_first else number,
+            number - _BEFORE_ALL if is_first else number,
             prompt_id,
             prompt,
             dict(extra_data),

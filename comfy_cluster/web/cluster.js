@@ -7,8 +7,10 @@
  * the classic canvas and with Nodes 2.0 alike.
  */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { watchFailures } from "./failures.mjs";
+import { unmarkNodes } from "./graph.mjs";
 import { queueCluster } from "./queue.mjs";
 
 const COMMAND = "Cluster.Queue";
@@ -27,5 +29,9 @@ app.registerExtension({
   actionBarButtons: [
     { icon: ICON, label: LABEL, tooltip: TOOLTIP, onClick: () => void queueCluster() },
   ],
-  setup: watchFailures,
+  setup() {
+    watchFailures();
+    // What was wrong with the last run says nothing of the one that was queued now, by any button.
+    api.addEventListener("promptQueued", unmarkNodes);
+  },
 });

@@ -8,7 +8,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { markNodes } from "./graph.mjs";
+import { markNodes, nameOf } from "./graph.mjs";
 import { showTrouble } from "./notices.mjs";
 
 const PATIENCE_MS = 2000; // The page asks for the list of jobs right after a job has ended.
@@ -35,19 +35,23 @@ export function expectJob(promptId) {
   reportLater(promptId);
 }
 
-/** Starts to listen. */
+/** Starts to listen; once, when the page is set up. */
 export function watchFailures() {
-  api.addEventListener("execution_error", ({ detail }) => {
-    failures.set(detail.prompt_id, detail);
-    forgetOldest(failures);
-    reportLater(detail.prompt_id);
-  });
+  api.addEventListener("execution_error", keepFailure);
+}
+
+/** @param {CustomEvent<Failure>} event */
+function keepFailure({ detail: failure }) {
+  failures.set(failure.prompt_id, failure);
+  forgetOldest(failures);
+  reportLater(failure.prompt_id);
 }
 
 /** @param {Set<string> | Map<string, Failure>} known */
 function forgetOldest(known) {
+  const [oldest] = known.keys();
   if (known.size > KEPT_COUNT) {
-    known.delete(known.keys().next().value);
+    known.delete(oldest);
   }
 }
 
@@ -64,7 +68,7 @@ function reportLater(promptId) {
 function reportUnlessShown(failure) {
   if (app.extensionManager.lastExecutionError?.prompt_id !== failure.prompt_id) {
     const { node_type: type, node_id: id, exception_message: message } = failure;
-    showTrouble("error", "The cluster job failed", `${type} (${id}): ${message.trim()}`);
+    showTrouble("error", "The cluster job failed", `${nameOf(id, type)}: ${message.trim()}`);
     markNodes([id]);
   }
 }

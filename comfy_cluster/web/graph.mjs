@@ -62,16 +62,18 @@ function nodesOnPath(id) {
 }
 
 /**
- * What the user calls a node.
+ * What messages call a node: by its title, as the user knows it.
  * @param {string} id
- * @returns {string} Empty if it is not in the workflow.
+ * @param {string} type Stands in for the title of a node that is not in the workflow.
+ * @returns {string}
  */
-export function titleOf(id) {
+export function nameOf(id, type) {
   const path = nodesOnPath(id);
-  return path.length === id.split(":").length ? path[path.length - 1].title : "";
+  const node = path.length === id.split(":").length ? path[path.length - 1] : undefined;
+  return `${node?.title || type} (${id})`;
 }
 
-/** @type {Set<any>} LGraphNodes that carry our mark. */
+/** @type {Set<any>} LGraphNodes that carry our mark; those that the page has marked are its own. */
 const marked = new Set();
 
 /**
@@ -81,11 +83,12 @@ const marked = new Set();
  * @param {string[]} ids
  */
 export function markNodes(ids) {
-  for (const node of ids.flatMap(nodesOnPath)) {
+  const nodes = ids.flatMap(nodesOnPath);
+  for (const node of nodes.filter((each) => !each.has_errors)) {
     node.has_errors = true;
     marked.add(node);
   }
-  const onScreen = [...marked].filter((node) => node.graph === app.canvas.graph);
+  const onScreen = nodes.filter((node) => node.graph === app.canvas.graph);
   if (onScreen.length) {
     app.canvas.selectItems(onScreen);
   }

@@ -2,15 +2,15 @@
  * "Control after generate" of seeds that a subgraph shows on its outside.
  *
  * In newer frontends the value of such a seed belongs to the subgraph's node, while the choice
- * (fixed, randomize, ...) stays with the widget inside, whose own callbacks then do nothing. The page
- * does this step by itself in its own queueing and offers it to nobody.
+ * (fixed, randomize, ...) stays with the widget inside, whose own callbacks then do nothing. The
+ * page does this step by itself in its own queueing and offers it to nobody.
  */
 
 import { app } from "../../scripts/app.js";
 
 const LARGEST_STEP_COUNT = 2 ** 50; // What the page's own random seeds stay below.
 
-/** @type {WeakSet<any>} Widgets that were queued before: "before generate" leaves the first value. */
+/** @type {WeakSet<any>} Widgets that were queued: "before generate" leaves their first value. */
 const queuedBefore = new WeakSet();
 
 /**
@@ -35,18 +35,25 @@ function momentOfControl() {
 
 /**
  * @param {any} node
- * @returns {[any, any][]} Each promoted widget whose value counts, with the widget that controls it.
+ * @returns {[any, any][]} Each promoted widget whose value counts, and the one that controls it.
  */
 function promotedWidgets(node) {
   if (!node.subgraph) {
     return [];
   }
-  return node.inputs.flatMap((input, index) => {
-    // Frontends without `widgetId` keep the value inside, where the usual callbacks find it.
-    const widget = input.widgetId && !node.isInputConnected(index) && node.getWidgetFromSlot(input);
-    const control = widget && controlInside(node, input.name);
-    return control ? [[widget, control]] : [];
-  });
+  /** @type {[any, any][]} */
+  const found = [];
+  for (const [index, input] of node.inputs.entries()) {
+    // Older frontends know no `widgetId`: they keep the value inside, for the usual callbacks.
+    if (input.widgetId && !node.isInputConnected(index)) {
+      const widget = node.getWidgetFromSlot(input);
+      const control = controlInside(node, input.name);
+      if (widget && control) {
+        found.push([widget, control]);
+      }
+    }
+  }
+  return found;
 }
 
 /**
@@ -55,16 +62,25 @@ function promotedWidgets(node) {
  * @returns {any} The widget that controls what this input leads to; undefined if none does.
  */
 function controlInside({ subgraph }, inputName) {
-  const linkIds = subgraph.inputs.find((input) => input.name === inputName)?.linkIds ?? [];
-  for (const linkId of linkIds) {
+  const shown = subgraph.inputs.find((/** @type {any} */ each) => each.name === inputName);
+  for (const linkId of shown?.linkIds ?? []) {
     const { inputNode, input } = subgraph.getLink(linkId)?.resolve(subgraph) ?? {};
     if (inputNode && input) {
-      return inputNode.subgraph
-        ? controlInside(inputNode, input.name)
-        : inputNode.getWidgetFromSlot(input)?.linkedWidgets?.find((widget) => widget.afterQueued);
+      const isDeeper = Boolean(inputNode.subgraph);
+      return isDeeper ? controlInside(inputNode, input.name) : controlOf(inputNode, input);
     }
   }
   return undefined;
+}
+
+/**
+ * @param {any} node
+ * @param {any} input Of that node.
+ * @returns {any} The widget that controls this input's one.
+ */
+function controlOf(node, input) {
+  const linked = node.getWidgetFromSlot(input)?.linkedWidgets ?? [];
+  return linked.find((/** @type {any} */ each) => each.afterQueued);
 }
 
 /**
@@ -80,7 +96,7 @@ function setNext(widget, mode) {
   }
 }
 
-/** @type {Record<string, (now: {value: number, min: number, max: number, step: number}) => number>} */
+/** @type {Record<string, (now: Record<"value" | "min" | "max" | "step", number>) => number>} */
 const NEXT = {
   increment: ({ value, step }) => value + step,
   decrement: ({ value, step }) => value - step,

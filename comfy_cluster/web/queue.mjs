@@ -11,7 +11,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { expectJob } from "./failures.mjs";
-import { callWidgets, markNodes, redraw, titleOf, unmarkNodes } from "./graph.mjs";
+import { callWidgets, markNodes, nameOf, redraw, unmarkNodes } from "./graph.mjs";
 import { showSuccess, showTrouble } from "./notices.mjs";
 import { Refusal } from "./refusal.mjs";
 
@@ -29,10 +29,10 @@ let earlier = Promise.resolve();
 /**
  * Queues the workflow as often as the batch count says, and tells the user how it went. Pressed
  * again before it is done, it waits for its turn, so that each job gets a seed of its own.
- * @returns {Promise<void>} Never fails.
+ * @returns {Promise<void>} Done when the user has been told.
  */
 export function queueCluster() {
-  earlier = earlier.then(queueBatch);
+  earlier = earlier.then(queueBatch, queueBatch);
   return earlier;
 }
 
@@ -96,7 +96,7 @@ async function post(body) {
       body: JSON.stringify(body),
     });
   } catch (error) {
-    throw new Refusal("ComfyUI does not answer", error.message);
+    throw new Refusal("ComfyUI does not answer", String(error));
   }
 }
 
@@ -111,9 +111,10 @@ function previewMethod() {
 /** @param {Queued[]} queued At least one. */
 function showQueued(queued) {
   const { job_id: job, number } = queued[queued.length - 1];
+  const what = queued.length > 1 ? `${queued.length} jobs` : `Job ${String(job).slice(0, 8)}`;
   // The page notes the new seeds for "undo" when it hears this, and other packs listen too.
   api.dispatchCustomEvent("promptQueued", { number, batchCount: queued.length });
-  showSuccess("Queued on the cluster", queued.length > 1 ? `${queued.length} jobs` : `Job ${String(job).slice(0, 8)}`);
+  showSuccess("Queued on the cluster", what);
   const errors = Object.assign({}, ...queued.map((answer) => answer.node_errors));
   if (Object.keys(errors).length) {
     showTrouble("warn", "Some outputs are left out", linesOf(errors).join("\n"));
@@ -133,11 +134,11 @@ function showRefusal(error) {
 
 /**
  * @param {import("./refusal.mjs").NodeErrors} nodeErrors
- * @returns {string[]} One line for each thing that is wrong, with the node's title.
+ * @returns {string[]} One line for each thing that is wrong.
  */
 function linesOf(nodeErrors) {
   return Object.entries(nodeErrors).flatMap(([id, { class_type: type, errors }]) =>
-    errors.map((error) => `${titleOf(id) || type} (${id}): ${sentence(error.message, error.details)}`),
+    errors.map((error) => `${nameOf(id, type)}: ${sentence(error.message, error.details)}`),
   );
 }
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_cluster.errors import WorkflowError
+from comfy_cluster.work.host import Phase, PromptState
 from comfy_cluster.work.run import Expansion, NodeCall, Run, wait
 from comfy_cluster.workflows.files import file_prompt, with_inputs
 from comfy_cluster.workflows.prompt import Prompt, name_of
 from comfy_cluster.workflows.rewrite import RECEIVED, with_outputs_only, with_prefix
+from comfy_cluster.workflows.subgraphs import expand_all
 
 if TYPE_CHECKING:
     from comfy_cluster.work.work import Work
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 NODE = "ClusterExecuteWorkflow"
 _RESULTS = "results"
+_NO_OUTPUT = 10_000  # index of an output: more than any node has
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,11 @@ class FileRuns:
             return {}  # the leader's order brings the file here
         prompt = self._load(workflow_path, inputs)
         run = work.begin_file(prompt) if work.has_followers else None
-        flat = prompt if run is None else run.prompt
+        flat = expand_all(prompt) if run is None else run.prompt
         prefix = f"{call.node_id}.file{next(self._numbers)}."
         found = _FileRun(call.prompt_id, prefix, flat, run)
         self._runs.append(found)
+        work.host.watch(call.prompt_id, on_over=lambda state: self._on_over(found, state))
         if run is not None:
             await wait(run.accepted, work.host)
         return self._expansion(found)
@@ -102,8 +106,8 @@ class FileRuns:
 
     def _expansion(self, found: _FileRun) -> Expansion:
         nodes = with_prefix(found.prompt, found.prefix)
-        # Links to nodes without an output: they say what comes first, and carry nothing.
-        after = {f"after_{index}": [node_id, 0] for index, node_id in enumerate(nodes)}
+        # Links to outputs that no node has: they say what comes first, and carry nothing.
+        after = {f"after_{index}": [node_id, _NO_OUTPUT] for index, node_id in enumerate(nodes)}
         results = found.prefix + _RESULTS
         nodes[results] = {"class_type": NODE, "inputs": {"workflow_path": RECEIVED, **after}}
         return Expansion(nodes, [results, 0])
@@ -116,10 +120,10 @@ class FileRuns:
         self._end(found, "the workflow is over", succeeded=True)
         return own | results
 
-    def on_over(self, prompt_id: str, *, succeeded: bool) -> None:
-        """A prompt is over, and with it the files that ran in it."""
-        for found in [each for each in self._runs if each.prompt_id == prompt_id]:
-            self._end(found, "the prompt that ran it is over", succeeded=succeeded)
+    def _on_over(self, found: _FileRun, state: PromptState) -> None:
+        """The prompt that ran it is over, and may have no other run that would end with it."""
+        succeeded = state.phase is Phase.SUCCEEDED
+        self._end(found, "the prompt that ran it is over", succeeded=succeeded)
 
     def _end(self, found: _FileRun, reason: str, *, succeeded: bool) -> None:
         if found in self._runs:

@@ -83,8 +83,9 @@ class Host(Protocol):
         extra_data: Mapping[str, Any],
         is_first: bool = True,
     ) -> Handle[None]:
-        """Validates a prompt and queues it, `is_first` before all others; done when it is there.
+        """Validates a prompt and queues it; done when it is there.
 
+        `is_first`: before all that are not, and behind those that are and came before.
         Fails with WorkflowError, whose text says what is missing, before anything is computed.
         """
 

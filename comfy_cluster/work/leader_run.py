@@ -46,6 +46,7 @@ class LeaderRun:
         self._redos = Redos(host)
         self._broadcast_values: dict[str, Any] = {}
         self._broadcasts = LocalBroadcasts()
+        self._ended = LocalBroadcasts()  # ends that have their result
         self._lock = threading.Lock()  # guards the runs against `close`
         self._closed_because: str | None = None
 
@@ -55,6 +56,8 @@ class LeaderRun:
     async def fan_out(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
         if call.node_id in self._redos:
             return self._redos.fan_out(call.node_id, values)
+        for end in self._plan_of(call).waits_for:
+            await wait(self._ended.of(end), self._host)
         run = self._run_for(call)
         slices = run.offer(call.node_id, Offer(kind, values))
         await wait(run.accepted, self._host)
@@ -93,6 +96,13 @@ class LeaderRun:
     ) -> list[Any] | Expansion:
         if call.node_id in self._redos:
             return self._redos.fan_in(call, kind, values)
+        result = await self._collected(call, kind, values)
+        self._ended.put(call.node_id, None)
+        return result
+
+    async def _collected(
+        self, call: NodeCall, kind: BatchKind, values: list[Any]
+    ) -> list[Any] | Expansion:
         plan = self._plan_of(call)
         run = self._runs[plan.region.name]
         if run.own_share.is_empty:
@@ -142,6 +152,7 @@ class LeaderRun:
             self._closed_because = reason
             runs = list(self._runs.values())
         self._broadcasts.close(reason)
+        self._ended.close(reason)
         for run in runs:
             run.close(reason)
         self._redos.clear()

@@ -34,6 +34,8 @@ class Assignment:
         self.order = order
         self.fraction = 0.0
         """How much of it is done, 0.0 to 1.0."""
+        self.is_over_there = False
+        """Whether the follower has ended it, or is lost, or was told to end it."""
         name = f"job {order.job_id} on instance {instance}"
         self.accepted: Handle[None] = Handle(f"{name}, to be queued")
         """Done when it was validated and queued there."""
@@ -80,9 +82,14 @@ class Leading:
         return assignment
 
     def cancel(self, assignment: Assignment, reason: str) -> None:
-        """Tells the follower to stop; what was waited for fails with TransferCancelled."""
-        if assignment.finished.done():
+        """Tells the follower to stop; what is waited for fails with TransferCancelled.
+
+        An order that has failed here only, because something could not be sent, is still under way
+        there.
+        """
+        if assignment.is_over_there:
             return
+        assignment.is_over_there = True
         assignment.fail(TransferCancelled(f"{assignment.finished.description}: {reason}"))
         payload = Cancel(assignment.order.job_id, reason[:200]).pack()
         self._cluster.send_message(assignment.instance, MessageType.EXECUTION_CANCEL, payload)
@@ -104,6 +111,7 @@ class Leading:
         if (result := _parsed(Result.parse, peer, payload)) is None:
             return
         if (assignment := self._assignments.get((result.job_id, peer))) is not None:
+            assignment.is_over_there = True
             assignment.finish(result.outputs)
 
     def _on_trouble(self, peer: int, payload: bytes) -> None:
@@ -111,6 +119,7 @@ class Leading:
             return
         if (assignment := self._assignments.get((trouble.job_id, peer))) is not None:
             logger.info("< %d job %s: %s", peer, trouble.job_id, trouble.message)
+            assignment.is_over_there = True
             if trouble.failure == Failure.NOT_READY.value:
                 assignment.fail(PeerLost(f"instance {peer}: {trouble.message}", peer=peer))
             else:
@@ -122,6 +131,7 @@ class Leading:
         with self._lock:
             lost = [each for (_, peer), each in self._assignments.items() if peer == event.peer]
         for assignment in lost:
+            assignment.is_over_there = True
             text = f"instance {event.peer} was lost: {event.reason}"
             assignment.fail(PeerLost(f"{assignment.finished.description}: {text}", peer=event.peer))
 

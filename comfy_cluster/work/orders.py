@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
@@ -26,20 +26,22 @@ class _Payload:
     message_type: ClassVar[MessageType]
 
     def pack(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
+        """What is no JSON, as nodes of others may leave it in ComfyUI's history, becomes text."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        text = json.dumps(values, separators=(",", ":"), default=_plain, skipkeys=True)
+        return text.encode()
 
     @classmethod
     def parse(cls: type[_T], payload: bytes) -> _T:
         """Raises RemoteProtocolError."""
         try:
-            fields = json.loads(payload)
-            if not isinstance(fields, dict):
+            values = json.loads(payload)
+            if not isinstance(values, dict):
                 raise ValueError("not an object")
-            return cls(**fields)
+            return cls(**values)
         except (ValueError, TypeError, RecursionError) as error:
-            raise RemoteProtocolError(
-                f"a {cls.message_type.name} that makes no sense: {error}"
-            ) from None
+            text = f"a {cls.message_type.name} that makes no sense: {error}"
+            raise RemoteProtocolError(text[:LARGEST_TEXT]) from None
 
 
 class OrderKind(str, Enum):
@@ -67,7 +69,7 @@ class Order(_Payload):
     item_counts: tuple[int, ...] = ()
     """Regions: how many items of each the receiver gets."""
     positions: tuple[str, ...] = ()
-    """Regions: nodes that tell positions."""
+    """Nodes that tell positions."""
     extra_data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class Order(_Payload):
         if not isinstance(self.extra_data, Mapping):
             raise ValueError("extra_data is no object")
         _check_prompt(self.prompt)
+        if not set(self.positions) <= self.prompt.keys():
+            raise ValueError("positions are told by nodes that are not there")
 
 
 class WorkState(str, Enum):
@@ -103,9 +107,11 @@ class Progress(_Payload):
     def __post_init__(self) -> None:
         _check_texts(self.job_id)
         WorkState(self.state)
-        fraction = float(self.fraction)
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"fraction is {fraction}")
+        fraction = self.fraction
+        is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if not is_number or not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"fraction is {fraction!r:.80}")
+        object.__setattr__(self, "fraction", float(fraction))
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,10 @@ class Cancel(_Payload):
 
     def __post_init__(self) -> None:
         _check_texts(self.job_id, self.reason or "-")
+
+
+def _plain(value: object) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 _LONGEST_ID = 200  # characters of job and prompt ids; what transfer keys have room for

@@ -2,7 +2,9 @@
 
 How it works. In place of an end's result ComfyUI gets copies of the region's nodes. The copies of
 fan-outs have the lost slices, the copy of the end joins what they lead to with the results that are
-there; if several shares are left, it expands once more. Used by the leader's runs.
+there; if several shares are left, it expands once more. Of the list that an expansion ends in,
+ComfyUI takes the elements apart, so that one more node makes one value of it. Used by the leader's
+runs.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from comfy_cluster.work.run import Expansion, NodeCall
 from comfy_cluster.work.shares import Piece, Share, join_pieces
 from comfy_cluster.workflows.regions import GATHERS
 from comfy_cluster.workflows.rewrite import makes_list, nodes_for_leader
+from comfy_cluster.workflows.subgraphs import COLLECTS, USE
 
 
 class Source(Protocol):
@@ -125,7 +128,9 @@ class Redos:
         )
         for node_id in (*redo.slices, *redo.positions, prefix + end):
             self._by_node[node_id] = redo
-        return Expansion(nodes, [call.prefix + prefix + end, 0])
+        copied_end = call.prefix + prefix + end
+        collector = {"class_type": USE, "inputs": {"input": [copied_end, 0], COLLECTS: True}}
+        return Expansion({**nodes, f"{copied_end}.list": collector}, [f"{copied_end}.list", 0])
 
     def clear(self) -> None:
         """Lets go of the slices."""

@@ -48,6 +48,11 @@ class _Given:
     replacement: list[_Given] | None = None
     """Those who do it instead, once it was lost."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its results are here; the follower says so a little later."""
+        return all(result.done() for result in self.results.values())
+
 
 class RegionRun:
     """Thread-safe; no method blocks."""
@@ -189,8 +194,11 @@ class RegionRun:
         """
         with self._lock:
             given = list(self._given)
-        done = [each for each in given if each.assignment.finished.done()]
-        items = sum(int(each.share.item_count * each.assignment.fraction) for each in given)
+        done = [each for each in given if each.is_done]
+        items = sum(
+            int(each.share.item_count * (1.0 if each.is_done else each.assignment.fraction))
+            for each in given
+        )
         own = self._own.item_count
         total = own + sum(each.share.item_count for each in given)
         return len(done) + 1, len(given) + 1, own + items, total
@@ -268,10 +276,10 @@ class RegionRun:
         share = given.share
         if self._on_lost is OnLost.FAIL:
             return Handle.failed(
-                WorkflowError(f"{_lost_text(share)} (COMFY_CLUSTER_ON_LOST=fail): {error}")
+                WorkflowError(f"{lost_text(share)} (COMFY_CLUSTER_ON_LOST=fail): {error}")
             )
         if self._on_lost is OnLost.PARTIAL:
-            self._warn(f"{_lost_text(share)}, and are missing in the result")
+            self._warn(f"{lost_text(share)}, and are missing in the result")
             return Handle.completed(Outcome())
         replacement = self._replace(given)
         if not replacement:
@@ -286,7 +294,7 @@ class RegionRun:
                 peers = [
                     each for each in self._cluster.connected_peers if each not in self._unusable
                 ]
-                self._warn(f"{_lost_text(given.share)}; done again by {_names(peers)}")
+                self._warn(f"{lost_text(given.share)}; done again by {_names(peers)}")
                 job_id = f"{self._job_id}/{next(self._rounds)}"
                 shares = given.share.over(peers) if peers else []
                 given.replacement = [self._give(each, job_id, len(shares)) for each in shares]
@@ -339,7 +347,8 @@ def _listed(values: Any) -> list[Any]:
     return values
 
 
-def _lost_text(share: Share) -> str:
+def lost_text(share: Share) -> str:
+    """Who was lost, and what with, for people."""
     items = ", ".join(
         str(part.start) if len(part) == 1 else f"{part.start} to {part.stop - 1}"
         for part in share.ranges

@@ -24,14 +24,14 @@ from comfy_cluster.work.host import Host
 from comfy_cluster.work.leader_run import LeaderRun
 from comfy_cluster.work.leading import Leading
 from comfy_cluster.work.orders import Order, OrderKind
-from comfy_cluster.work.plan import RegionPlan, plan_regions
+from comfy_cluster.work.plan import RegionPlan, births_in, plan_regions
 from comfy_cluster.work.region_run import RegionRun
 from comfy_cluster.work.run import INTERRUPT_POLL, NodeCall, Run, new_prompt_id, wait
 from comfy_cluster.work.work import Work
 from comfy_cluster.work.workflow_run import Members, WorkflowRun
 from comfy_cluster.workflows.files import EXECUTE_CURRENT
 from comfy_cluster.workflows.prompt import Prompt, plain
-from comfy_cluster.workflows.rewrite import with_outputs_only
+from comfy_cluster.workflows.rewrite import with_outputs_only, with_positions
 from comfy_cluster.workflows.subgraphs import expand_all
 
 # Seconds that a prompt waits for the other instances: users start them all at once.
@@ -132,14 +132,17 @@ class ClusterWork(Work):
     def _order_whole(self, run: WorkflowRun, extra_data: Mapping[str, Any]) -> None:
         """Has all followers queue the run's prompt."""
         assert self._leading is not None
+        births = births_in(run.prompt, self.host)
+        prompt = with_positions(run.prompt, births)
         assignments = []
         for peer in run.members.others:
             order = Order(
                 job_id=run.job_id,
                 prompt_id=new_prompt_id(),
                 kind=OrderKind.WORKFLOW.value,
-                prompt=run.prompt,
+                prompt=prompt,
                 members=run.members.instances,
+                positions=tuple(birth.node_id for birth in births),
                 extra_data=extra_data,
             )
             assignments.append(self._leading.give(peer, order))
@@ -191,8 +194,8 @@ class ClusterWork(Work):
         return {}
 
     def close_run(self, run: Run, reason: str, *, succeeded: bool) -> None:
-        if isinstance(run, WorkflowRun) and not succeeded and self._leading is not None:
-            for assignment in run.assignments:
+        if isinstance(run, WorkflowRun) and self._leading is not None:
+            for assignment in run.assignments if run.failure or not succeeded else ():
                 self._leading.cancel(assignment, reason)
         super().close_run(run, reason, succeeded=succeeded)
 
@@ -203,7 +206,12 @@ class ClusterWork(Work):
             return FollowerRun(order, cluster=self._cluster, host=self.host)
         members = Members(order.members, self.instance_index)
         return WorkflowRun(
-            order.job_id, order.prompt, members, cluster=self._cluster, host=self.host
+            order.job_id,
+            order.prompt,
+            members,
+            cluster=self._cluster,
+            host=self.host,
+            positions=order.positions,
         )
 
 

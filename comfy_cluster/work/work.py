@@ -120,7 +120,6 @@ class Work:
     def _on_over(self, prompt_id: str, run: Run, state: PromptState) -> None:
         succeeded = state.phase is Phase.SUCCEEDED
         self.remove_run(prompt_id)
-        self.files.on_over(prompt_id, succeeded=succeeded)
         reason = state.message or f"the prompt {state.phase.value}"
         self.close_run(run, reason, succeeded=succeeded)
 

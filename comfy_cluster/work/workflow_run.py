@@ -9,8 +9,9 @@ cancelled; when it has succeeded, they run to their end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,17 +23,25 @@ from comfy_cluster.config import OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_ended, all_of
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind
+from comfy_cluster.work.kinds import BatchKind, tell_positions
 from comfy_cluster.work.leading import Assignment
-from comfy_cluster.work.plan import Outcome, RegionPlan, merged, plan_regions
+from comfy_cluster.work.plan import (
+    Outcome,
+    RegionPlan,
+    fan_outs_before,
+    merged,
+    plan_regions,
+    shares_readers,
+)
 from comfy_cluster.work.redo import Redos
-from comfy_cluster.work.region_run import DECODING_GRACE
+from comfy_cluster.work.region_run import DECODING_GRACE, lost_text
 from comfy_cluster.work.run import Expansion, NodeCall, wait
 from comfy_cluster.work.shares import Offer, Piece, Share, agreed_sizes
 from comfy_cluster.work.solo_run import LocalBroadcasts
 from comfy_cluster.workflows.broadcasts import broadcast_heard_by
-from comfy_cluster.workflows.prompt import Prompt, ancestors_of, name_of
-from comfy_cluster.workflows.regions import FAN_OUTS
+from comfy_cluster.workflows.prompt import Prompt, name_of
+
+logger = logging.getLogger("comfy_cluster.work")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +68,34 @@ class WorkflowRun:
         cluster: Cluster,
         host: Host,
         job: contextlib.ExitStack | None = None,
+        positions: Collection[str] = (),
     ) -> None:
-        """`job`: what keeps the job open on the leader; closed when all of it is over."""
+        """`job`: what keeps the job open on the leader; closed when all of it is over.
+
+        `positions`: followers' nodes that tell positions. They have the class of a fan-out, and
+        nothing here may take them for one.
+        """
         self.job_id = job_id
-        self.prompt = prompt
+        self.prompt = {**prompt, **{each: {**prompt[each], "class_type": ""} for each in positions}}
+        self._positions = frozenset(positions)
         self.members = members
         self._cluster = cluster
+        self._on_lost = cluster.config.on_lost
         self._host = host
         self._job = job or contextlib.ExitStack()
         self._offers: dict[str, Offer] = {}
         self._sizes: dict[str, tuple[int, ...]] = {}  # by fan-out: items of each batch
         self._handles: dict[tuple[str, Kind], Handle[Any]] = {}
+        self._parts: dict[tuple[str, Kind, int], Handle[Any]] = {}  # what each source brings
         self._pending: list[tuple[int, Handle[Any]]] = []  # source and what it will send
         self._assignments: list[Assignment] = []
         self._broadcasts = LocalBroadcasts()
         self._redos = Redos(host)
         self._grace = Grace(DECODING_GRACE)
         self._lock = threading.Lock()  # guards what is pending, and closing
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What went wrong beside the nodes here: on a follower, or on the way to one."""
+        self._warnings: list[str] = []  # for the user: what was lost
 
     @property
     def _is_leader(self) -> bool:
@@ -97,10 +116,20 @@ class WorkflowRun:
         return all_of(handles, "orders to followers")
 
     def results(self) -> Handle[dict[str, Any]]:
-        """By instance what its output nodes made, once all followers are through."""
+        """By instance what its output nodes made, once all followers are through.
+
+        Those that were lost are left out, unless that is to fail.
+        """
         names = [str(each.instance) for each in self._assignments]
-        finished = all_of([each.finished for each in self._assignments], "results of followers")
-        return finished.then(lambda got: dict(zip(names, map(dict, got), strict=True)))
+        finished: list[Handle[Any]] = [each.finished for each in self._assignments]
+        if self._on_lost is not OnLost.FAIL:
+            finished = [each.recover(_unless_lost) for each in finished]
+
+        def by_instance(made: list[Any]) -> dict[str, Any]:
+            pairs = zip(names, made, strict=True)
+            return {name: dict(each) for name, each in pairs if each is not None}
+
+        return all_of(finished, "results of followers").then(by_instance)
 
     def _on_finished(self, peer: int, finished: Handle[Any]) -> None:
         error = finished.exception()
@@ -120,7 +149,7 @@ class WorkflowRun:
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
-            self._failure = error
+            self.failure = error
             pending = [handle for _, handle in self._pending]
         for handle in pending:
             handle.abandon(error)
@@ -128,11 +157,13 @@ class WorkflowRun:
     # For the nodes.
 
     def needs_input(self, call: NodeCall) -> bool:
-        return self._is_leader
+        return self._is_leader or call.node_id in self._positions
 
     async def fan_out(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
         if call.node_id in self._redos:
             return self._redos.fan_out(call.node_id, values)
+        if call.node_id in self._positions:
+            return self._with_positions(call.node_id, values)
         if not self._is_leader:
             sizes, slices = await self._received(call.node_id, LEADER, Kind.FAN_OUT)
             self._sizes[call.node_id] = tuple(sizes)
@@ -146,6 +177,14 @@ class WorkflowRun:
             self._send(call.node_id, (list(sizes), slices), [peer], kind, Kind.FAN_OUT)
         return self._slices(call.node_id, offer, LEADER) if any(sizes) else values
 
+    def _with_positions(self, node_id: str, values: list[Any]) -> list[Any]:
+        shares = self._shares_at(node_id)
+        own = [share for share in shares if share.instance == self.members.own]
+        parts = [own[0].ranges[index] for index in own[0].batches] if own else []
+        if len(values) != len(parts):  # a list that is not the fan-out's: nothing is known of it
+            return values
+        return [tell_positions(value, part) for value, part in zip(values, parts, strict=True)]
+
     def _handled(self, kind: Kind) -> set[str]:
         return {node_id for node_id, each in self._handles if each is kind}
 
@@ -157,10 +196,7 @@ class WorkflowRun:
 
     def _goes_to_all(self, node_id: str, offer: Offer) -> bool:
         """A single item beside other fan-outs, which may have more, is for all of their items."""
-        fan_outs = [
-            each for each, node in self.prompt.items() if node.get("class_type") in FAN_OUTS
-        ]
-        return len(fan_outs) > 1 and all(size == 1 for size in offer.sizes)
+        return all(size == 1 for size in offer.sizes) and shares_readers(self.prompt, node_id)
 
     def _share(self, sizes: Sequence[int], instance: int) -> Share:
         whole = Share(LEADER, tuple(map(range, sizes)))
@@ -172,7 +208,7 @@ class WorkflowRun:
 
         Without a fan-out before it that is everybody, as if each had one item.
         """
-        before = ancestors_of(self.prompt, [end], stops=frozenset())
+        before = fan_outs_before(self.prompt, end)
         sizes = [self._sizes[each] for each in sorted(before & self._sizes.keys())]
         if not sizes:
             count = len(self.members.instances)
@@ -216,7 +252,7 @@ class WorkflowRun:
 
         def show() -> None:
             count = sum(outcome.done() for outcome in outcomes)
-            text = f"{count}/{len(outcomes)} instances"
+            text = "\n".join([f"{count}/{len(outcomes)} instances", *self._warnings])
             if done != [text]:
                 done[:] = [text]
                 self._host.show_progress(
@@ -236,15 +272,19 @@ class WorkflowRun:
     ) -> Handle[Outcome]:
         if share.instance == self.members.own:
             return Handle.completed(Outcome((Piece(share, values),)))
-        received = self._receive(call.node_id, share.instance, collective)
+        place = (call.node_id, collective, share.instance)
+        if place not in self._parts:  # else the node runs once more in one prompt
+            self._parts[place] = self._receive(call.node_id, share.instance, collective)
+        received = self._parts[place]
         outcome = received.then(lambda got: Outcome((Piece(share, list(got)),)))
         return outcome.recover(lambda error: self._without(call, share, error))
 
     def _without(self, call: NodeCall, share: Share, error: BaseException) -> Handle[Outcome]:
-        on_lost = self._cluster.config.on_lost
-        if not isinstance(error, PeerLost) or not self._is_leader or on_lost is OnLost.FAIL:
+        is_final = not self._is_leader or self._on_lost is OnLost.FAIL
+        if is_final or not isinstance(error, PeerLost):
             return Handle.failed(error)
-        if on_lost is OnLost.PARTIAL:
+        if self._on_lost is OnLost.PARTIAL:
+            self._warn(f"{lost_text(share)}, and are missing in the result")
             return Handle.completed(Outcome())
         if not self._plan_at(call.node_id).region.fan_outs:
             return Handle.failed(
@@ -254,6 +294,11 @@ class WorkflowRun:
                 )
             )
         return Handle.completed(Outcome(left=(share,)))
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            logger.warning("! %s", text)
 
     def _plan_at(self, end: str) -> RegionPlan:
         """The region that an end closes; one without fan-outs where there is none."""
@@ -295,6 +340,7 @@ class WorkflowRun:
     def _end(self) -> None:
         self._grace.close()
         self._offers.clear()
+        self._parts.clear()
         self._job.close()
 
     @property
@@ -322,6 +368,8 @@ class WorkflowRun:
         )
         self._handles[node_id, collective] = sent
         sent.add_done_callback(self._on_sent)
+        if self.failure is not None:
+            raise self.failure
         return sent
 
     def _on_sent(self, sent: Handle[None]) -> None:
@@ -346,7 +394,7 @@ class WorkflowRun:
         received = self._cluster.receive_value(self._key(node_id), source, kind=collective)
         with self._lock:
             self._pending.append((source, received))
-            failure = self._failure
+            failure = self.failure
         received.add_done_callback(lambda done: self._forget(source, done))
         if failure is not None:
             received.abandon(failure)

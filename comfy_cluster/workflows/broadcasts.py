@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comfy_cluster.errors import WorkflowError
-from comfy_cluster.workflows.prompt import Prompt, name_of
+from comfy_cluster.workflows.prompt import Prompt, ancestors_of, name_of
 
 BROADCAST = "ClusterBroadcastTensor"
 LISTEN = "ClusterListenTensorBroadcast"
@@ -13,8 +13,18 @@ def broadcast_heard_by(prompt: Prompt, listener: str) -> str:
     """The broadcast node whose value a listening node gets; the same on every instance.
 
     One broadcast is heard by all; of several, each listener hears the one of its own place when
-    both are ordered by id. `WorkflowError`: there is none, or their numbers differ.
+    both are ordered by id. `WorkflowError`: there is none, their numbers differ, or what it would
+    hear depends on it.
     """
+    source = _source_of(prompt, listener)
+    if listener in ancestors_of(prompt, [source], stops=frozenset()):
+        raise WorkflowError(
+            f"{name_of(prompt, listener)} waits for {name_of(prompt, source)}, which depends on it"
+        )
+    return source
+
+
+def _source_of(prompt: Prompt, listener: str) -> str:
     senders = _of_class(prompt, BROADCAST)
     listeners = _of_class(prompt, LISTEN)
     if len(senders) == 1:

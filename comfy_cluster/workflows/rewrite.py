@@ -101,6 +101,13 @@ def prompt_for_follower(prompt: Prompt, region: Region, births: Sequence[Birth])
     return nodes
 
 
+def with_positions(prompt: Prompt, births: Sequence[Birth]) -> Nodes:
+    """A whole prompt, with the nodes that tell the positions of what is born in it."""
+    nodes = {node_id: _copy_of(node) for node_id, node in prompt.items()}
+    _insert_positions(nodes, births)
+    return nodes
+
+
 def nodes_for_leader(
     prompt: Prompt,
     region: Region,
