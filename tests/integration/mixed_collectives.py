@@ -1,12 +1,13 @@
 """Rounds of all four collectives at once, with random tensors that every instance can work out.
 
 What each instance sends is a function of (seed, round, instance), so that each can check alone that
-it got the right bits. Used by the tests here; also a program: one instance of a cluster of
-processes, started with its index, the seed, the number of rounds, SHARED_MEMORY, and the ports.
+it got the right bits. Used by the tests here; also a program: a cluster of processes, started with
+the seed, the number of rounds, SHARED_MEMORY, and a port for each instance.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -121,14 +122,27 @@ def run_instance(config: ClusterConfig, *, seed: int, round_count: int) -> dict[
     return {"early": early, "late": late, "closed": resources(cluster)}
 
 
-def main() -> None:
-    index, seed, round_count = (int(word) for word in sys.argv[1:4])
-    shared_memory = SharedMemory(sys.argv[4])
-    addresses = [("127.0.0.1", int(port)) for port in sys.argv[5:]]
+def main() -> int:
+    """Forks a process for each instance: loading torch takes longer than most of what they do.
+
+    Each prints one JSON line and ends as any program does.
+    """
+    seed, round_count = int(sys.argv[1]), int(sys.argv[2])
+    shared_memory = SharedMemory(sys.argv[3])
+    addresses = [("127.0.0.1", int(port)) for port in sys.argv[4:]]
     torch.set_num_threads(1)
-    config = replace(ClusterConfig.static(index, addresses), shared_memory=shared_memory)
-    print(json.dumps(run_instance(config, seed=seed, round_count=round_count)))
+    gc.freeze()  # else each looks through all of torch for garbage, which takes the longest
+    children = []
+    for index in range(len(addresses)):
+        child = os.fork()
+        if child == 0:
+            config = replace(ClusterConfig.static(index, addresses), shared_memory=shared_memory)
+            found = run_instance(config, seed=seed, round_count=round_count)
+            sys.stdout.write(json.dumps(found) + "\n")  # at once: lines must not mix
+            return 0
+        children.append(child)
+    return int(any([os.waitpid(child, 0)[1] for child in children]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

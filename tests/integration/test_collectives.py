@@ -194,30 +194,25 @@ def held_resources() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
-def start_process(
-    index: int, ports: list[int], shared_memory: SharedMemory, *, rounds: int
-) -> subprocess.Popen[str]:
-    program = "tests.integration.mixed_collectives"
-    numbers = map(str, (index, 7, rounds, shared_memory, *ports))
-    words = [sys.executable, "-m", program, *numbers]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.parametrize(("count", "rounds"), [(2, 200), (4, 60), (8, 20)])
+@pytest.mark.parametrize(("count", "rounds"), [(2, 100), (4, 30), (8, 10)])
 def test_processes_run_all_collectives_without_a_leak(
     count: int, rounds: int, carrier: dict[str, Any]
 ) -> None:
-    ports = free_ports(count)
-    processes = [start_process(index, ports, **carrier, rounds=rounds) for index in range(count)]
-    try:
-        outputs = [process.communicate(timeout=WAIT * 4) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [errors for _, errors in outputs] == [""] * count
-    for output, _ in outputs:
-        found = json.loads(output)
+    words = map(str, (7, rounds, carrier["shared_memory"], *free_ports(count)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.mixed_collectives", *words],
+        cwd=ROOT,
+        # Threads of a library that exist before the fork are missing after it.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT * 4,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == count
+    for found in answers:
         assert found["late"]["descriptors"] <= found["early"]["descriptors"]
         assert found["late"]["threads"] <= found["early"]["threads"]
         assert found["late"]["resident_kib"] < found["early"]["resident_kib"] + (24 << 10)
