@@ -6,10 +6,12 @@ destination lies between guard bytes that no chunk may touch.
 
 from __future__ import annotations
 
-import random
+import zlib
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from tests.packets import KIND_CHUNK
 from tests.simnet import Address, Link, SimNetwork
@@ -148,9 +150,9 @@ class Run:
     def start(self, transfer: Transfer) -> None:
         """Open both ends of one buffer."""
         chunk_size = self.engine.chunk_size_for(self.scenario.packet_size)
-        rng = random.Random(f"{self.scenario.seed} payload {transfer.buffer_id}")
-        payload = rng.randbytes(transfer.size)
-        memory = bytearray(GUARD + bytes(transfer.size) + GUARD)
+        payload = random_bytes(f"{self.scenario.seed} payload {transfer.buffer_id}", transfer.size)
+        memory = bytearray(2 * len(GUARD) + transfer.size)
+        memory[: len(GUARD)] = memory[len(GUARD) + transfer.size :] = GUARD
         self.payloads[transfer.buffer_id] = payload
         self.memories[transfer.buffer_id] = memory
         target, source = self.instances[transfer.target], self.instances[transfer.source]
@@ -199,7 +201,10 @@ class Run:
         expected: list[list[tuple[int, int, int]]] = [[] for _ in self.instances]
         for transfer in self.scenario.transfers:
             memory, payload = self.memories[transfer.buffer_id], self.payloads[transfer.buffer_id]
-            assert bytes(memory) == GUARD + payload + GUARD, f"buffer {transfer.buffer_id}"
+            # Without a copy of what may be large.
+            is_whole = memory.startswith(payload, len(GUARD))
+            is_guarded = memory.startswith(GUARD) and memory.endswith(GUARD)
+            assert is_whole and is_guarded, f"buffer {transfer.buffer_id}"
             expected[transfer.target].append(
                 (self.engine.EVENT_INCOMING_COMPLETE, transfer.source, transfer.buffer_id)
             )
@@ -225,6 +230,11 @@ class Run:
         senders = {(transfer.source, transfer.target) for transfer in self.scenario.transfers}
         flights = sum(self.instances[source].largest_flight[target] for source, target in senders)
         return 1.5 * self.network.counts.lost_bytes + flights
+
+
+def random_bytes(seed: str, size: int) -> bytes:
+    """The same for the same seed. numpy makes 64 MB in a tenth of the time that `random` takes."""
+    return np.random.default_rng(zlib.crc32(seed.encode())).bytes(size)
 
 
 def run_scenario(engine: ModuleType, scenario: Scenario) -> Run:

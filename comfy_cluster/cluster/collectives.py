@@ -165,6 +165,10 @@ class Collectives:
         """What `source` sends by `send` under that key."""
         self._jobs.begin(key.job_id)
         self._check_instances([source])
+        return self.receive_more(key, source, kind=kind)
+
+    def receive_more(self, key: CollectiveKey, source: int, *, kind: Kind) -> Handle[torch.Tensor]:
+        """The same for what follows in a job, which may have ended: then it is cancelled."""
         return self._receive(_Call(kind, key), source)
 
     def _join(self, call: _Call, sources: list[int], parts: list[torch.Tensor]) -> torch.Tensor:

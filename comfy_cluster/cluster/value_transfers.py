@@ -62,7 +62,7 @@ class ValueTransfers:
         """See `Cluster.receive_value`."""
 
         def claim(index: int) -> Handle[torch.Tensor]:
-            return self._collectives.receive(
+            return self._collectives.receive_more(
                 dataclasses.replace(key, list_index=index), source, kind=kind
             )
 
@@ -72,7 +72,8 @@ class ValueTransfers:
             tensors = all_of([claim(index + 1) for index in range(count)])
             return tensors.then(lambda got: values.unpack(description, got))
 
-        value = claim(0).and_then(receive_tensors, self._executor)
+        described = self._collectives.receive(key, source, kind=kind)
+        value = described.and_then(receive_tensors, self._executor)
         value.description = f"{kind.value} ({key}) from instance {source}"
         return value
 

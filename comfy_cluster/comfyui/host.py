@@ -52,6 +52,23 @@ class ComfyHost:
         context = get_executing_context()
         return self._queue.running_id if context is None else str(context.prompt_id)
 
+    def check(self, prompt: Prompt, prompt_id: str) -> Handle[None]:
+        checked: Handle[None] = Handle(f"prompt {prompt_id}")
+
+        async def check() -> None:
+            await self._outputs_of(prompt, prompt_id)
+
+        self._run_on_loop(check(), checked)
+        return checked
+
+    async def _outputs_of(self, prompt: Prompt, prompt_id: str) -> list[str]:
+        return await validated_outputs(
+            prompt,
+            prompt_id,
+            validate_prompt=execution.validate_prompt,
+            node_classes=nodes.NODE_CLASS_MAPPINGS,
+        )
+
     def submit(
         self,
         prompt: Prompt,
@@ -63,12 +80,7 @@ class ComfyHost:
         submitted: Handle[None] = Handle(f"prompt {prompt_id}")
 
         async def submit() -> None:
-            outputs = await validated_outputs(
-                prompt,
-                prompt_id,
-                validate_prompt=execution.validate_prompt,
-                node_classes=nodes.NODE_CLASS_MAPPINGS,
-            )
+            outputs = await self._outputs_of(prompt, prompt_id)
             self._queue.put(
                 prompt, prompt_id, extra_data=extra_data, outputs=outputs, is_first=is_first
             )
@@ -151,13 +163,19 @@ class ComfyHost:
 
     def read_workflow(self, workflow_path: str) -> Any:
         folder = Path(folder_paths.get_user_directory(), *_WORKFLOW_FOLDER).resolve()
-        path = (folder / workflow_path).resolve()
+        try:
+            path = (folder / workflow_path).resolve()
+            is_there = path.is_file()
+        except (OSError, ValueError) as error:  # no file can have that name
+            raise WorkflowError(
+                f"workflow_path is {workflow_path!r:.200}: {error!s:.200}"
+            ) from None
         if not workflow_path or not path.is_relative_to(folder):
             raise WorkflowError(
                 f"workflow_path is {workflow_path!r}; expected a file below the workflow folder "
                 f"{folder}"
             )
-        if not path.is_file():
+        if not is_there:
             there = sorted(str(each.relative_to(folder)) for each in folder.rglob("*.json"))
             named = ", ".join(there[:20]) or "no files"
             raise WorkflowError(

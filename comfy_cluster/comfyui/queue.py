@@ -15,10 +15,9 @@ from typing import Any
 
 from comfy_cluster.work.host import Phase, PromptState
 
-# Keys of extra_data that are ComfyUI's own affair, or somebody's secret.
-_PRIVATE_EXTRA_DATA = frozenset(
-    {"client_id", "create_time", "auth_token_comfy_org", "api_key_comfy_org"}
-)
+# Keys of extra_data that are somebody's secret, or ComfyUI's own affair.
+_SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+_PRIVATE_EXTRA_DATA = _SECRETS | {"client_id", "create_time"}
 # Taken off the numbers of prompts that come before all others: ComfyUI takes the smallest first.
 # Among themselves they keep their order: instances that took each other's workflows in different
 # orders would wait for each other.
@@ -62,7 +61,7 @@ class PromptQueue:
         )
         if self._has_sensitive_element:
             item[3]["create_time"] = int(time.time() * 1000)
-            item = (*item, {})
+            item = (*item, {key: item[3].pop(key) for key in _SECRETS & item[3].keys()})
         self._queue.put(item)
         return float(item[0])
 

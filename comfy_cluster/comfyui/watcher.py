@@ -25,7 +25,7 @@ class _Watched:
     prompt_id: str
     on_over: Callable[[PromptState], object]
     on_progress: Callable[[float], object] | None
-    fraction: float = 0.0
+    fraction: float = -1.0  # what was told last
     looks_in_vain: int = 0
 
 
@@ -85,7 +85,8 @@ class Watcher:
         if not state.phase.is_over:
             if watched.prompt_id in self._cancelled:
                 self._cancel(watched.prompt_id)
-            self._tell_progress(watched)
+            if state.phase is Phase.RUNNING:
+                self._tell_progress(watched)
             return False
         _call(watched.on_over, state)
         return True

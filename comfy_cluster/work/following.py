@@ -26,6 +26,7 @@ from comfy_cluster.work.orders import (
     Cancel,
     Failure,
     Order,
+    OrderKind,
     Progress,
     Result,
     Trouble,
@@ -85,6 +86,10 @@ class Following:
         except RemoteProtocolError as error:
             logger.warning("! an order of instance %d was dropped: %s", peer, error)
             return
+        if order.kind == OrderKind.CHECK.value:
+            checked = self._host.check(order.prompt, order.prompt_id)
+            checked.add_done_callback(lambda done: self._on_checked(order, done))
+            return
         work = _Work(order, self._make_run(order))
         with self._lock:
             if order.job_id in self._cancelled or order.job_id in self._works:
@@ -127,12 +132,16 @@ class Following:
 
     # On ComfyUI's threads.
 
+    def _on_checked(self, order: Order, checked: Handle[None]) -> None:
+        error = checked.exception()
+        self._tell(Result(order.job_id) if error is None else _refusal(order, error))
+
     def _on_submitted(self, work: _Work, submitted: Handle[None]) -> None:
         order = work.order
         error = submitted.exception()
         if error is not None:
             self._end(work)
-            self._tell(Trouble(order.job_id, Failure.REFUSED.value, str(error) or repr(error)))
+            self._tell(_refusal(order, error))
             return
         self._tell(Progress(order.job_id, WorkState.QUEUED.value))
         self._host.watch(
@@ -170,3 +179,7 @@ class Following:
             self._cluster.send_message(
                 LEADER, type(message).message_type, message.pack(), require_ack=require_ack
             )
+
+
+def _refusal(order: Order, error: BaseException) -> Trouble:
+    return Trouble(order.job_id, Failure.REFUSED.value, str(error) or repr(error))

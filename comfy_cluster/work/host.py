@@ -75,6 +75,9 @@ class Host(Protocol):
     def running_prompt_id(self) -> str:
         """The prompt of the node that asks. In nodes only."""
 
+    def check(self, prompt: Prompt, prompt_id: str) -> Handle[None]:
+        """Validates a prompt and does nothing else; see `submit`."""
+
     def submit(
         self,
         prompt: Prompt,
@@ -104,8 +107,8 @@ class Host(Protocol):
     ) -> None:
         """Calls `on_over(state)` once, on any thread, soon after a prompt has ended.
 
-        Until then `on_progress(fraction)`, when it has changed: 0.0 to 1.0, the nodes that are
-        done, and the running one in proportion.
+        Until then `on_progress(fraction)`, once it runs and whenever that has grown: 0.0 to 1.0,
+        the nodes that are done, and the running one in proportion.
         """
 
     def requested_outputs(self, prompt_id: str) -> Sequence[str] | None:

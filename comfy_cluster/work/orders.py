@@ -49,6 +49,8 @@ class OrderKind(str, Enum):
 
     REGION = "region"
     WORKFLOW = "workflow"
+    CHECK = "check"
+    """Whether a workflow could run; its result has nothing in it."""
 
 
 @dataclass(frozen=True)

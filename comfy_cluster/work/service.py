@@ -4,23 +4,29 @@ How it works. On the leader a prompt of its user runs in regions (`LeaderRun`), 
 instances (`WorkflowRun`) if it was queued by "Queue Cluster" or has a ClusterExecuteCurrentWorkflow
 node. On followers the leader's orders have a run of the same kind; what their own users queue runs
 alone.
+
+What "Queue Cluster" queues here is ordered from followers when it starts, and not before: they
+would wait for the leader's part of it, while the leader is at a prompt that waits for them. When it
+is queued they are only asked whether they could run it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_cluster.cluster import Cluster
 from comfy_cluster.cluster.collectives import LEADER
-from comfy_cluster.errors import WorkflowError
-from comfy_cluster.transport.handle import Handle
+from comfy_cluster.errors import PeerLost, WorkflowError
+from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.follower_run import FollowerRun
 from comfy_cluster.work.following import Following
-from comfy_cluster.work.host import Host
+from comfy_cluster.work.host import Host, Phase, PromptState
 from comfy_cluster.work.leader_run import LeaderRun
 from comfy_cluster.work.leading import Leading
 from comfy_cluster.work.orders import Order, OrderKind
@@ -38,6 +44,15 @@ from comfy_cluster.workflows.subgraphs import expand_all
 READY_TIMEOUT = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A whole workflow that waits in the leader's queue."""
+
+    job_id: str
+    prompt: Prompt
+    extra_data: Mapping[str, Any]
+
+
 class ClusterWork(Work):
     """See `work.Work`."""
 
@@ -47,6 +62,8 @@ class ClusterWork(Work):
         self.instance_index = cluster.instance_index
         self.instance_count = cluster.instance_count
         self._leading: Leading | None = None
+        self._queued: dict[str, _Queued] = {}
+        self._beginning = threading.RLock()  # a queued workflow begins once
         if cluster.instance_count == 1:
             return
         if cluster.is_leader:
@@ -77,6 +94,7 @@ class ClusterWork(Work):
         if leading is None:
             return await super().begin(call)
         await self._wait_until_ready(call)
+        self._begin_queued(call.prompt_id)
         if call.prompt_id in self._runs:  # another node was first while this one waited
             return self._runs[call.prompt_id]
         outputs = self.host.requested_outputs(call.prompt_id)
@@ -85,7 +103,7 @@ class ClusterWork(Work):
             prompt = with_outputs_only(prompt, outputs)
         extra_data = self.host.extra_data(call.prompt_id)
         if any(node.get("class_type") == EXECUTE_CURRENT for node in prompt.values()):
-            run = self._new_workflow_run(prompt)
+            run = self._new_workflow_run(prompt, _job_id("workflow"))
             self.follow_prompt(call.prompt_id, run)
             self._order_whole(run, extra_data)
             return run
@@ -122,9 +140,8 @@ class ClusterWork(Work):
 
     # Whole workflows.
 
-    def _new_workflow_run(self, prompt: Prompt) -> WorkflowRun:
+    def _new_workflow_run(self, prompt: Prompt, job_id: str) -> WorkflowRun:
         members = Members((LEADER, *self._cluster.connected_peers), LEADER)
-        job_id = _job_id("workflow")
         job = contextlib.ExitStack()
         job.enter_context(self._cluster.job(job_id))
         return WorkflowRun(job_id, prompt, members, cluster=self._cluster, host=self.host, job=job)
@@ -160,27 +177,59 @@ class ClusterWork(Work):
         if not self._cluster.ready.done():
             self._cluster.wait_until_ready(0.0)
         prompt_id = new_prompt_id()
-        run = self._new_workflow_run(with_outputs_only(expand_all(plain(prompt)), outputs))
-        self._order_whole(run, {k: v for k, v in extra_data.items() if k != "client_id"})
-        self.add_run(prompt_id, run)
-        queued = run.accepted.and_then(
-            lambda _: self.host.submit(
-                copy.deepcopy(run.prompt), prompt_id, extra_data=extra_data, is_first=False
-            )
-        )
-        queued.add_done_callback(lambda done: self._on_queued(prompt_id, run, done))
-        return run.job_id, prompt_id, queued
+        flat = with_outputs_only(expand_all(plain(prompt)), outputs)
+        found = _Queued(_job_id("workflow"), flat, extra_data)
+        queued = self._checked(flat).and_then(lambda _: self._queue_here(prompt_id, found))
+        return found.job_id, prompt_id, queued
 
-    def _on_queued(self, prompt_id: str, run: WorkflowRun, queued: Handle[None]) -> None:
-        error = queued.exception()
-        if error is None:
-            self.follow_prompt(prompt_id, run)
+    def _checked(self, prompt: Prompt) -> Handle[Any]:
+        """Done when each follower has said that it could run it; lost ones are not waited for."""
+        assert self._leading is not None
+        members = (LEADER, *self._cluster.connected_peers)
+        handles = []
+        for peer in self._cluster.connected_peers:
+            kind = OrderKind.CHECK.value
+            order = Order(_job_id("check"), new_prompt_id(), kind, prompt, members)
+            finished: Handle[Any] = self._leading.give(peer, order).finished
+            handles.append(finished.recover(_unless_lost))
+        return all_of(handles, "what followers say of the workflow")
+
+    def _queue_here(self, prompt_id: str, found: _Queued) -> Handle[None]:
+        self._queued[prompt_id] = found
+        queued = self.host.submit(
+            copy.deepcopy(found.prompt), prompt_id, extra_data=found.extra_data, is_first=False
+        )
+        queued.add_done_callback(lambda done: self._on_queued(prompt_id, done))
+        return queued
+
+    def _on_queued(self, prompt_id: str, queued: Handle[None]) -> None:
+        if queued.exception() is not None:
+            del self._queued[prompt_id]
             return
-        self.remove_run(prompt_id)
-        self.close_run(run, str(error), succeeded=False)
+        self.host.watch(
+            prompt_id,
+            on_progress=lambda _: self._begin_queued(prompt_id),
+            on_over=lambda state: self._on_queued_over(prompt_id, state),
+        )
+
+    def _begin_queued(self, prompt_id: str) -> None:
+        """A prompt runs: if it is a whole workflow, the followers get their orders now."""
+        with self._beginning:
+            found = self._queued.get(prompt_id)
+            if found is None:
+                return
+            run = self._new_workflow_run(found.prompt, found.job_id)
+            del self._queued[prompt_id]
+            self._order_whole(run, self.host.extra_data(prompt_id))
+            self.follow_prompt(prompt_id, run)
+
+    def _on_queued_over(self, prompt_id: str, state: PromptState) -> None:
+        if state.phase is Phase.SUCCEEDED:  # perhaps before anybody saw that it ran
+            self._begin_queued(prompt_id)
+        self._queued.pop(prompt_id, None)
 
     def begin_file(self, prompt: Prompt) -> WorkflowRun:
-        run = self._new_workflow_run(expand_all(prompt))
+        run = self._new_workflow_run(expand_all(prompt), _job_id("workflow"))
         self._order_whole(run, {})
         return run
 
@@ -218,3 +267,7 @@ class ClusterWork(Work):
 def _job_id(of: str) -> str:
     """Unique in the life of the cluster: a job id is used once."""
     return f"{of[:120]}:{uuid.uuid4().hex[:12]}"
+
+
+def _unless_lost(error: BaseException) -> Handle[None]:
+    return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)

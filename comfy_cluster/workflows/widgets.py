@@ -8,7 +8,7 @@ seed after each run). Newer pages save the names too. Pure; knows INPUT_TYPES as
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Types for which the page makes a widget; all others are links only. A list of choices is a COMBO.
@@ -17,6 +17,8 @@ _WIDGET_TYPES = frozenset(
 )
 _CONTROL_WORDS = frozenset({"fixed", "increment", "decrement", "randomize", "increment-wrap"})
 _SEEDS = ("seed", "noise_seed")
+# A choice that brings inputs of its own, named "choice.input" (ComfyUI 0.4 and later).
+_DYNAMIC_CHOICE = "COMFY_DYNAMICCOMBO_V3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Widget:
     default: Any = None
     control_count: int = 0
     """Entries behind its own one that are no inputs."""
+    children: Mapping[str, tuple[Widget, ...]] = field(default_factory=dict)
+    """By chosen value the widgets that come behind it then."""
 
 
 def widgets_of(input_types: Mapping[str, Mapping[str, Any]]) -> tuple[Widget, ...]:
@@ -49,16 +53,29 @@ def _has_widget(kind: Any, options: Mapping[str, Any]) -> bool:
     if options.get("forceInput"):
         return False
     kind = options.get("widgetType", kind)
-    return isinstance(kind, list | tuple) or (isinstance(kind, str) and kind in _WIDGET_TYPES)
+    is_named = isinstance(kind, str) and (kind in _WIDGET_TYPES or kind == _DYNAMIC_CHOICE)
+    return is_named or isinstance(kind, list | tuple)
 
 
 def _widget_of(name: str, kind: Any, options: Mapping[str, Any]) -> Widget:
+    if kind == _DYNAMIC_CHOICE:
+        return _dynamic_choice(name, options)
     choices = kind if isinstance(kind, list | tuple) else options.get("options") or ()
     default = options.get("default", choices[0] if choices else None)
     is_controlled = options.get("control_after_generate", kind == "INT" and name in _SEEDS)
     # Behind a choice there is also the text that narrows it.
     control_count = (1 if kind == "INT" else 2) if is_controlled else 0
     return Widget(name, default, control_count)
+
+
+def _dynamic_choice(name: str, options: Mapping[str, Any]) -> Widget:
+    children = {
+        each["key"]: tuple(
+            replace(child, name=f"{name}.{child.name}") for child in widgets_of(each["inputs"])
+        )
+        for each in options["options"]
+    }
+    return Widget(name, options.get("default", next(iter(children), None)), children=children)
 
 
 def values_of(node: Mapping[str, Any], widgets: Sequence[Widget]) -> dict[str, Any]:
@@ -73,8 +90,15 @@ def values_of(node: Mapping[str, Any], widgets: Sequence[Widget]) -> dict[str, A
     if not widgets:
         known = set(_names_in(node))
         return {name: value for name, value in saved.items() if name in known}
-    values = {each.name: saved.get(each.name, each.default) for each in widgets}
-    return {name: value for name, value in values.items() if value is not None}
+    return dict(_chosen(saved, widgets))
+
+
+def _chosen(saved: Mapping[str, Any], widgets: Sequence[Widget]) -> Iterator[tuple[str, Any]]:
+    for each in widgets:
+        value = saved.get(each.name, each.default)
+        if value is not None:
+            yield each.name, value
+            yield from _chosen(saved, each.children.get(str(value), ()))
 
 
 def _names_in(node: Mapping[str, Any]) -> list[str]:
@@ -84,24 +108,31 @@ def _names_in(node: Mapping[str, Any]) -> list[str]:
 
 def _named(values: Sequence[Any], widgets: Sequence[Widget]) -> dict[str, Any]:
     named: dict[str, Any] = {}
+    to_come = list(widgets)
     position = 0
-    for index, widget in enumerate(widgets):
-        if position >= len(values):
-            break
+    while to_come and position < len(values):
+        widget = to_come.pop(0)
         named[widget.name] = values[position]
+        to_come[:0] = widget.children.get(str(values[position]), ())
         position += 1
-        to_come = len(widgets) - index - 1
-        if _is_control(values[position : position + 1], widget, spare=len(values) > to_come):
-            position += max(widget.control_count, 1)
+        position += _control_count(values[position:], widget, to_come)
     return named
 
 
-def _is_control(next_values: Sequence[Any], widget: Widget, *, spare: bool) -> bool:
-    """Whether what follows a widget's value is its control: some files were saved without."""
-    if not next_values:
-        return False
-    control = next_values[0]
-    # The oldest files have true or false there.
-    if not (isinstance(control, bool) or (isinstance(control, str) and control in _CONTROL_WORDS)):
-        return False
-    return widget.control_count > 0 or (spare and widget.name in _SEEDS)
+def _control_count(rest: Sequence[Any], widget: Widget, to_come: Sequence[Widget]) -> int:
+    """Entries behind a widget's value that are no inputs: some files were saved without any.
+
+    The oldest ones have true or false there. Where more entries are left than widgets, and say what
+    controls say, they are some that the page has left behind, or the class is not known.
+    """
+    count = 0
+    if rest and (isinstance(rest[0], bool) or _is_control_word(rest[0])):
+        count = widget.control_count
+    needed = sum(1 + each.control_count for each in to_come)
+    while len(rest) - count > needed and _is_control_word(rest[count]):
+        count += 1
+    return count
+
+
+def _is_control_word(value: Any) -> bool:
+    return isinstance(value, str) and value in _CONTROL_WORDS

@@ -135,3 +135,26 @@ def image_to_image(count: int, *, cluster: bool = True, name: str = "result") ->
     made = builder.add("VAEDecode", samples=latent, vae=tiny[2])
     save(builder, fan_in(builder, made) if cluster else made, name)
     return builder.prompt
+
+
+def without_regions(prompt: Nodes) -> Nodes:
+    """The same prompt for one machine: what reads a fan-out or fan-in reads its input instead."""
+    removed = {
+        node_id: next(iter(node["inputs"].values()))
+        for node_id, node in prompt.items()
+        if node["class_type"] in (*FAN_OUTS.values(), *FAN_INS.values())
+    }
+
+    def behind(value: Any) -> Any:
+        while isinstance(value, list) and value[0] in removed:
+            value = removed[value[0]]
+        return value
+
+    return {
+        node_id: {
+            **node,
+            "inputs": {name: behind(value) for name, value in node["inputs"].items()},
+        }
+        for node_id, node in prompt.items()
+        if node_id not in removed
+    }

@@ -7,7 +7,14 @@ import pytest
 from tests.comfyui.client import PromptFailed, PromptInterrupted
 from tests.comfyui.comparing import assert_same
 from tests.comfyui.instances import ComfyCluster
-from tests.comfyui.prompts import Nodes, PromptBuilder, Ref, over_images, scale_and_blur
+from tests.comfyui.prompts import (
+    Nodes,
+    PromptBuilder,
+    Ref,
+    over_images,
+    scale_and_blur,
+    without_regions,
+)
 
 
 def node_of(prompt: Nodes, class_type: str) -> dict[str, object]:
@@ -19,23 +26,7 @@ def node_of(prompt: Nodes, class_type: str) -> dict[str, object]:
 
 def assert_right(cluster: ComfyCluster, prompt: Nodes, *, name: str) -> None:
     """Runs a prompt, and what it makes is what the same nodes make without a cluster."""
-    plain = {
-        node_id: node
-        for node_id, node in prompt.items()
-        if node["class_type"] not in ("ClusterFanOutImage", "ClusterFanInImages")
-    }
-    sources = {
-        node_id: next(iter(node["inputs"].values()))
-        for node_id, node in prompt.items()
-        if node_id not in plain
-    }
-    for node_id, node in plain.items():
-        inputs = {
-            key: sources.get(value[0], value) if isinstance(value, list) else value
-            for key, value in node["inputs"].items()
-        }
-        plain[node_id] = {**node, "inputs": inputs}
-    cluster.leader.client.run(plain)
+    cluster.leader.client.run(without_regions(prompt))
     expected = cluster.leader.saved(name)
     (cluster.leader.folder / "output" / f"{name}.pt").unlink()
     cluster.leader.client.run(prompt)

@@ -9,6 +9,7 @@ the rest. Prints one JSON line for each process; ends with 1 if one of them fail
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -94,6 +95,7 @@ def main() -> int:
     process_count, ports = int(sys.argv[1]), [int(word) for word in sys.argv[2:]]
     torch.set_num_threads(1)
     share = -(-len(ports) // process_count)
+    gc.freeze()  # else each looks through all of torch for garbage
     children = []
     for first in range(0, len(ports), share):
         child = os.fork()

@@ -94,11 +94,11 @@ def workers(
 @pytest.mark.parametrize(
     ("count", "engine", "rounds"),
     [
-        (2, "compiled", 80),
-        (4, "compiled", 60),
-        (8, "compiled", 20),
-        (2, "python", 30),
-        (4, "python", 20),
+        (2, "compiled", 40),
+        (4, "compiled", 30),
+        (8, "compiled", 12),
+        (2, "python", 20),
+        (4, "python", 12),
     ],
 )
 def test_rounds_of_random_sizes_leak_nothing(

@@ -32,6 +32,7 @@ from tests.unit.work.fake_executor import Blocked, Cached, Execution, Interrupte
 from tests.unit.work.fake_nodes import FAKE_NODES
 from tests.unit.work.gates import WAIT, Gate
 
+_Nodes = dict[str, dict[str, Any]]
 OnOver = Callable[[PromptState], object]
 OnProgress = Callable[[float], object]
 CASTS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str}
@@ -203,6 +204,17 @@ class FakeComfyUI:
         """That of the prompt that runs."""
         return self.records[self.running_prompt_id()]
 
+    def check(self, prompt: Prompt, prompt_id: str) -> Handle[None]:
+        checked: Handle[None] = Handle(f"prompt {prompt_id}")
+        nodes = _copy_of(prompt)
+
+        def check() -> None:
+            self._validated(nodes, prompt_id, checked)
+            checked.set_result(None)
+
+        self._server.submit(check)
+        return checked
+
     def submit(
         self,
         prompt: Prompt,
@@ -222,22 +234,11 @@ class FakeComfyUI:
         outputs: Sequence[str] | None,
     ) -> Handle[None]:
         submitted: Handle[None] = Handle(f"prompt {prompt_id}")
-        nodes = {node_id: copy.deepcopy(dict(node)) for node_id, node in prompt.items()}
+        nodes = _copy_of(prompt)
 
         def submit() -> None:
-            self.validation.pass_through(lambda: self._is_closed)
-            try:
-                found = asyncio.run(
-                    validated_outputs(
-                        nodes,
-                        prompt_id,
-                        validate_prompt=self._validate,
-                        node_classes=self._classes,
-                    )
-                )
-            except Exception as error:
-                is_told = isinstance(error, ClusterError)
-                submitted.set_exception(error if is_told else WorkflowError(repr(error)))
+            found = self._validated(nodes, prompt_id, submitted)
+            if submitted.done():
                 return
             wanted = [each for each in found if outputs is None or each in outputs]
             self._put(_Item(prompt_id, nodes, wanted, extra_data, is_first))
@@ -245,6 +246,19 @@ class FakeComfyUI:
 
         self._server.submit(submit)
         return submitted
+
+    def _validated(self, nodes: _Nodes, prompt_id: str, handle: Handle[None]) -> list[str]:
+        """The outputs that can run; the handle fails if something is wrong."""
+        self.validation.pass_through(lambda: self._is_closed)
+        outputs = validated_outputs(
+            nodes, prompt_id, validate_prompt=self._validate, node_classes=self._classes
+        )
+        try:
+            return asyncio.run(outputs)
+        except Exception as error:
+            is_told = isinstance(error, ClusterError)
+            handle.set_exception(error if is_told else WorkflowError(repr(error)))
+            return []
 
     def _put(self, item: _Item) -> None:
         with self._changed:
@@ -366,6 +380,7 @@ class FakeComfyUI:
             return item
 
     def _execute(self, item: _Item) -> PromptState:
+        self._tell_progress(item.prompt_id, 0.0)
         execution = Execution(
             item.prompt,
             class_of=self._classes.__getitem__,
@@ -402,6 +417,10 @@ class FakeComfyUI:
                 watch.on_over(state)
 
         self._server.submit(tell)
+
+
+def _copy_of(prompt: Prompt) -> _Nodes:
+    return {node_id: copy.deepcopy(dict(node)) for node_id, node in prompt.items()}
 
 
 def _bound(node_class: Any, host: FakeComfyUI, work: Work) -> Any:

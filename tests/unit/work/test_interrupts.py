@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comfy_cluster.work.host import Phase
+from tests.unit.work.gates import wait_until
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
 
@@ -63,6 +64,7 @@ def test_what_a_follower_runs_for_itself_is_not_stopped() -> None:
         joined.leader.computing.wait_for()  # the order is in the follower's queue
         joined.leader.interrupt()
         assert joined.leader.wait_for(prompt_id).phase is Phase.INTERRUPTED
+        wait_until(lambda: joined.orders_at(1) == 0, "the order is taken back")
         follower.computing.open()
         assert follower.wait_for(own).phase is Phase.SUCCEEDED
         assert follower.started == [own]

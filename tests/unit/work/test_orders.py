@@ -46,7 +46,7 @@ MESSAGES: list[Any] = [
     Cancel("j", "the user interrupted"),
     Cancel("j"),
 ]
-KINDS = [Order, Progress, Result, Trouble, Cancel]
+KINDS: list[Any] = [Order, Progress, Result, Trouble, Cancel]
 
 examples = settings(max_examples=60, deadline=None, derandomize=True)
 json_values = st.recursive(

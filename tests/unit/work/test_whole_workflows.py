@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -82,6 +84,14 @@ WAITING = """
     3 Wait images=2.0
     4 ClusterFanInImages images=3.0
     5 Save images=4.0
+"""
+REGION_LATER = """
+    1 Photographs count=4
+    2 Wait images=1.0
+    3 ClusterFanOutImage images=2.0
+    4 Blur images=3.0
+    5 ClusterFanInImages images=4.0
+    6 Save images=5.0
 """
 CURRENT = """
     1 Photographs count=2
@@ -193,6 +203,28 @@ def test_several_of_them_while_followers_are_busy() -> None:
         results = [joined.results_of(each)["6"] for each in ids]
         follower.wait_for(own)
     assert same(results, [single_run(each)["6"] for each in prompts])
+
+
+def test_a_prompt_before_it_still_needs_the_followers() -> None:
+    with Instances(3) as joined:
+        joined.leader.computing.close()
+        first = joined.leader.queue(prompt_of(REGION_LATER))
+        joined.leader.computing.wait_for()
+        second = queue_on_all(joined, prompt_of(COLLECTIVES.format(count=7)))
+        assert all(host.started == [] for host in joined.hosts[1:])  # it begins where the leader is
+        joined.leader.computing.open()
+        results = joined.results_of(first)["6"], joined.results_of(second)["6"]
+    assert same(results[0], single_run(prompt_of(REGION_LATER))["6"])
+    assert same(results[1], single_run(prompt_of(COLLECTIVES.format(count=7)))["6"])
+
+
+def test_what_the_page_sends_along_reaches_the_followers() -> None:
+    extra_data: dict[str, Any] = {"extra_pnginfo": {"workflow": 1}}
+    with Instances(2) as joined:
+        queued = joined.works[0].queue_on_all(region(4), extra_data, outputs=["4", "5"])
+        joined.results_of(queued[1])
+        joined.wait_until_over()
+        assert joined.hosts[1].last.extra_data == extra_data
 
 
 def test_what_each_instance_made_is_told() -> None:
