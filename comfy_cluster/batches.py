@@ -17,6 +17,10 @@ import torch
 from comfy_cluster.errors import WorkflowError
 
 Latent = Mapping[str, Any]
+
+# In a latent that was cut: the keys that have one row an item, and not one row for all. A slice of
+# one item would not tell.
+CUT_KEYS = "cluster_cut_keys"
 Batch = TypeVar("Batch", torch.Tensor, Latent)
 
 
@@ -339,23 +343,25 @@ def concat_latents(parts: Sequence[Latent]) -> dict[str, Any]:
     for part in reversed(filled):
         joined.update(part)
     sizes = [len(part["samples"]) for part in filled]
+    cut = {key for part in filled for key in part.get(CUT_KEYS) or ()}
+    joined.pop(CUT_KEYS, None)
     for key in joined.keys() - {"samples", "noise_mask", "batch_index"}:
-        joined[key] = _join_values([part.get(key) for part in filled], sizes)
+        joined[key] = _join_values([part.get(key) for part in filled], sizes, was_cut=key in cut)
     joined["samples"] = concat(all_samples)
     if "noise_mask" in joined:
-        joined["noise_mask"] = _join_noise_masks(filled, sizes)
+        joined["noise_mask"] = _join_noise_masks(filled, sizes, was_cut="noise_mask" in cut)
     _join_batch_index(joined, filled, sizes)
     return joined
 
 
-def _join_values(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+def _join_values(values: Sequence[Any], sizes: Sequence[int], *, was_cut: bool) -> Any:
     """Rows joined if each part has its own rows; else the first value that is there."""
     pairs = list(zip(values, sizes, strict=True))
     has_rows = all(
         isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == size
         for value, size in pairs
     )
-    if has_rows and not _is_shared(values):
+    if has_rows and (was_cut or not _is_shared(values)):
         return concat(values)
     return next((value for value in values if value is not None), None)
 
@@ -366,11 +372,14 @@ def _is_shared(values: Sequence[torch.Tensor]) -> bool:
     return all(len(value) == 1 and torch.equal(value.to(first.device), first) for value in values)
 
 
-def _join_noise_masks(parts: Sequence[Latent], sizes: Sequence[int]) -> torch.Tensor:
+def _join_noise_masks(
+    parts: Sequence[Latent], sizes: Sequence[int], *, was_cut: bool
+) -> torch.Tensor:
     masks = [_full_noise_mask(part, size) for part, size in zip(parts, sizes, strict=True)]
     present = [mask for mask in masks if mask is not None]
     model = present[0]
-    if len(present) == len(masks) and (model.ndim < 3 or _is_shared(present)):
+    is_shared = model.ndim < 3 or (not was_cut and _is_shared(present))
+    if len(present) == len(masks) and is_shared:
         return model
     rows = []
     for mask, size in zip(masks, sizes, strict=True):

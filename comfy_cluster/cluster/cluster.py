@@ -209,7 +209,8 @@ class Cluster:
         except TransferTimeout:
             troubles = self._discovery.troubles() if self._discovery is not None else {}
             text = self._membership.missing_text(troubles)
-            raise DiscoveryError(f"Not ready after {timeout:g} s. {text}") from None
+            waited = f"Not ready after {timeout:g} s. " if timeout else "Not ready. "
+            raise DiscoveryError(f"{waited}{text}") from None
 
     # Jobs.
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class ComfyHost:
             cancel=self._queue.cancel,
             call_on_loop=server.loop.call_soon_threadsafe,
         )
+
+    @property
+    def can_expand(self) -> bool:
+        args = getattr(sys.modules.get("comfy.cli_args"), "args", None)
+        return not getattr(args, "cache_none", False)
 
     # Prompts.
 
@@ -190,10 +196,20 @@ class ComfyHost:
         return list(nodes.LoadImage.INPUT_TYPES()["required"]["image"][0])
 
     def check_image(self, name: str) -> str:
-        if folder_paths.exists_annotated_filepath(name):
-            return ""
-        return f"there is no image {name!r} in the input folder"
+        if not folder_paths.exists_annotated_filepath(name):
+            return f"there is no image {name!r} in the input folder"
+        path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+        folders = (
+            folder_paths.get_input_directory(),
+            folder_paths.get_output_directory(),
+            folder_paths.get_temp_directory(),
+        )
+        if not any(path.is_relative_to(Path(folder).resolve()) for folder in folders):
+            return f"the image {name!r} is outside of ComfyUI's folders"
+        return ""
 
     def load_image(self, name: str) -> tuple[Any, Any]:
+        if trouble := self.check_image(name):
+            raise WorkflowError(trouble)
         image, mask = nodes.LoadImage().load_image(name)
         return image, mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +13,13 @@ from aiohttp import web
 
 from comfy_cluster.comfyui.validation import validate
 from comfy_cluster.errors import ClusterError, DiscoveryError, WorkflowError
+from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.work import Work
 
 logger = logging.getLogger("comfy_cluster.comfyui")
 
 QUEUE_PATH = "/cluster/queue"
+ANSWER_TIMEOUT = 60.0  # seconds; followers validate within one or two
 
 
 def add_routes(server: Any, get_work: Callable[[], Work]) -> None:
@@ -37,8 +40,8 @@ async def _queue_on_all(
         body = await request.json()
         prompt = body["prompt"]
         extra_data = dict(body.get("extra_data") or {})
-        if not isinstance(prompt, dict):
-            raise TypeError("prompt is no object")
+        if not isinstance(prompt, dict) or not all(map(_is_node, prompt.values())):
+            raise TypeError("prompt is no object of nodes with class_type and inputs")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return _refused(400, "no_prompt", f'expected JSON with "prompt": {error!r}')
     if body.get("client_id") is not None:
@@ -56,7 +59,11 @@ async def _queue(
     try:
         work = get_work()
         job_id, prompt_id, queued = work.queue_on_all(prompt, extra_data, outputs=list(outputs))
-        await queued
+        await asyncio.wait_for(_outcome_of(queued), ANSWER_TIMEOUT)
+    except asyncio.TimeoutError:
+        queued.cancel("it took too long")
+        text = f"not every instance has answered within {ANSWER_TIMEOUT:g} s: look at their logs"
+        return _refused(503, "no_answer", text)
     except DiscoveryError as error_:
         return _refused(503, "not_ready", str(error_))
     except WorkflowError as error_:
@@ -70,6 +77,14 @@ async def _queue(
         "node_errors": node_errors,
     }
     return web.json_response(answer)
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("inputs"), dict) and "class_type" in node
+
+
+async def _outcome_of(handle: Handle[None]) -> None:
+    await handle
 
 
 def _is_foreign(headers: Mapping[str, str]) -> bool:

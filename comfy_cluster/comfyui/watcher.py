@@ -71,10 +71,17 @@ class Watcher:
     async def _look(self) -> None:
         while self._watched:
             for watched in list(self._watched):
-                if self._is_over(watched):
+                if self._is_over_now(watched):
                     self._watched.remove(watched)
             self._cancelled &= {watched.prompt_id for watched in self._watched}
             await asyncio.sleep(INTERVAL)
+
+    def _is_over_now(self, watched: _Watched) -> bool:
+        try:
+            return self._is_over(watched)
+        except Exception:  # nodes of others write into what is read here
+            logger.exception("! prompt %s could not be looked at", watched.prompt_id)
+            return False
 
     def _is_over(self, watched: _Watched) -> bool:
         state = self._state_of(watched.prompt_id)

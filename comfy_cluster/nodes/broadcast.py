@@ -23,6 +23,9 @@ class ClusterBroadcastTensor(AlwaysRuns):
     RETURN_NAMES = ("tensor",)
     OUTPUT_TOOLTIPS = ("The leader's value, on every instance.",)
     OUTPUT_NODE = True
+    # Lists whole: one call is one collective.
+    INPUT_IS_LIST = True
+    OUTPUT_IS_LIST = (True,)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:
@@ -53,6 +56,7 @@ class ClusterListenTensorBroadcast(AlwaysRuns):
     RETURN_TYPES = (ANY,)
     RETURN_NAMES = ("tensor",)
     OUTPUT_TOOLTIPS = ("The value that was broadcast.",)
+    OUTPUT_IS_LIST = (True,)
 
     @classmethod
     def INPUT_TYPES(cls) -> InputTypes:

@@ -111,7 +111,7 @@ function previewMethod() {
 /** @param {Queued[]} queued At least one. */
 function showQueued(queued) {
   const { job_id: job, number } = queued[queued.length - 1];
-  const what = queued.length > 1 ? `${queued.length} jobs` : `Job ${String(job).slice(0, 8)}`;
+  const what = queued.length > 1 ? `${queued.length} jobs` : `Job ${String(job).split(":").pop().slice(0, 8)}`;
   // The page notes the new seeds for "undo" when it hears this, and other packs listen too.
   api.dispatchCustomEvent("promptQueued", { number, batchCount: queued.length });
   showSuccess("Queued on the cluster", what);

@@ -34,6 +34,7 @@ class _FileRun:
     """One file that runs in a prompt."""
 
     prompt_id: str
+    workflow_path: str
     prefix: str
     prompt: Prompt
     run: WorkflowRun | None
@@ -76,16 +77,33 @@ class FileRuns:
         work = self._work
         if work.instance_index != 0:
             return {}  # the leader's order brings the file here
+        if not work.host.can_expand:
+            raise WorkflowError(
+                "this ComfyUI runs with --cache-none, which has no node expansion: a workflow file "
+                "cannot run inside of another workflow"
+            )
+        self._check_no_recursion(call, workflow_path)
+        await work.wait_until_ready(call)
         prompt = self._load(workflow_path, inputs)
         run = work.begin_file(prompt) if work.has_followers else None
         flat = expand_all(prompt) if run is None else run.prompt
         prefix = f"{call.node_id}.file{next(self._numbers)}."
-        found = _FileRun(call.prompt_id, prefix, flat, run)
+        found = _FileRun(call.prompt_id, workflow_path, prefix, flat, run)
         self._runs.append(found)
         work.host.watch(call.prompt_id, on_over=lambda state: self._on_over(found, state))
         if run is not None:
             await wait(run.accepted, work.host)
         return self._expansion(found)
+
+    def _check_no_recursion(self, call: NodeCall, workflow_path: str) -> None:
+        """Paths that come from links are known only now."""
+        around = [
+            each.workflow_path
+            for each in self._runs
+            if each.prompt_id == call.prompt_id and call.node_id.startswith(each.prefix)
+        ]
+        if workflow_path in around:
+            raise WorkflowError(f"the workflow runs itself: {' > '.join((*around, workflow_path))}")
 
     def _load(self, workflow_path: str, inputs: Mapping[str, Any]) -> Prompt:
         host = self._work.host

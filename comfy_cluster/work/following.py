@@ -31,6 +31,7 @@ from comfy_cluster.work.orders import (
     Result,
     Trouble,
     WorkState,
+    job_id_in,
 )
 from comfy_cluster.work.run import Run
 
@@ -85,6 +86,10 @@ class Following:
                 raise RemoteProtocolError(f"instance {peer} is not the leader")
         except RemoteProtocolError as error:
             logger.warning("! an order of instance %d was dropped: %s", peer, error)
+            job_id = job_id_in(payload)
+            if peer == LEADER and job_id:
+                message = f"does not understand the order: {error}. Is it of the same version?"
+                self._tell(Trouble(job_id, Failure.REFUSED.value, message))
             return
         if order.kind == OrderKind.CHECK.value:
             checked = self._host.check(order.prompt, order.prompt_id)
@@ -160,11 +165,19 @@ class Following:
         if job_id in self._cancelled:
             return
         if state.phase is Phase.SUCCEEDED:
-            self._tell(Result(job_id, state.outputs))
+            self._tell_result(job_id, state)
             return
         failure = Failure.FAILED if state.phase is Phase.FAILED else Failure.INTERRUPTED
         message = state.message or "it is no longer in the queue"
         self._tell(Trouble(job_id, failure.value, message, state.failed_node))
+
+    def _tell_result(self, job_id: str, state: PromptState) -> None:
+        try:
+            self._tell(Result(job_id, state.outputs))
+        except Exception as error:  # outputs are what nodes of others left in the history
+            logger.exception("! the outputs of job %s cannot be told", job_id)
+            message = f"it ran, but what its nodes left in the history cannot be sent: {error!r}"
+            self._tell(Trouble(job_id, Failure.FAILED.value, message))
 
     def _end(self, work: _Work) -> None:
         with self._lock:

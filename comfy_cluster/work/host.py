@@ -72,6 +72,10 @@ class Host(Protocol):
     def is_leader(self) -> bool:
         """Whether this instance's settings make it the leader; True if there are none."""
 
+    @property
+    def can_expand(self) -> bool:
+        """Whether this ComfyUI takes nodes that expand: not so with `--cache-none`."""
+
     def running_prompt_id(self) -> str:
         """The prompt of the node that asks. In nodes only."""
 

@@ -55,6 +55,19 @@ def _latent(value: Any) -> Any:
     return value
 
 
+def _cut_latent(latent: Any, part: range) -> Any:
+    cut = batches.cut_latent(latent, [part])[0]
+    count = batches.count_items(latent)
+    rows = [key for key, value in latent.items() if _was_cut(key, value, count)]
+    return {**cut, batches.CUT_KEYS: sorted(rows)} if rows else cut
+
+
+def _was_cut(key: str, value: Any, count: int) -> bool:
+    if not isinstance(value, torch.Tensor) or value.ndim == 0 or key == "samples":
+        return False
+    return len(value) > 1 if key == "noise_mask" else len(value) == count > 1
+
+
 def _describe(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
@@ -79,7 +92,7 @@ LATENTS = BatchKind(
     name="latents",
     is_image=False,
     count=lambda value: batches.count_items(batches.latent_samples(_latent(value))),
-    cut=lambda value, part: batches.cut_latent(value, [part])[0],
+    cut=lambda value, part: _cut_latent(value, part),
     join=batches.concat_latents,
     describe=lambda value: _describe(batches.latent_samples(_latent(value))),
 )

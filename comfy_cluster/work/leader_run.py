@@ -22,6 +22,7 @@ from comfy_cluster.work.shares import Offer, Piece
 from comfy_cluster.work.solo_run import LocalBroadcasts
 from comfy_cluster.workflows.broadcasts import broadcast_heard_by
 from comfy_cluster.workflows.prompt import name_of
+from comfy_cluster.workflows.rewrite import with_outputs_only
 
 
 class LeaderRun:
@@ -44,6 +45,7 @@ class LeaderRun:
         self._begin_region = begin_region
         self._runs: dict[str, RegionRun] = {}
         self._redos = Redos(host)
+        self._shown: dict[str, str] = {}  # by end: the progress that the user sees
         self._broadcast_values: dict[str, Any] = {}
         self._broadcasts = LocalBroadcasts()
         self._ended = LocalBroadcasts()  # ends that have their result
@@ -110,6 +112,8 @@ class LeaderRun:
         outcome = await self._outcome_of(run, call)
         own = Piece(run.own_share, values)
         outcome = replace(outcome, pieces=(own, *outcome.pieces))
+        run.warn_of_order(outcome.pieces, kind)
+        self._show_progress(run, call)
         return self._redos.finish(plan, run, call.node_id, call, kind, outcome)
 
     async def gather(
@@ -118,20 +122,21 @@ class LeaderRun:
         return await self.fan_in(call, kind, values)
 
     async def _outcome_of(self, run: RegionRun, call: NodeCall) -> Outcome:
-        shown: list[object] = []
-
         def show() -> None:
-            done, count, items, item_count = run.progress()
-            state = f"{done}/{count} instances, {items}/{item_count} {run.item_name}"
-            text = "\n".join([state, *run.warnings])
-            if shown != [text]:
-                shown[:] = [text]
-                self._host.show_progress(call.prompt_id, call.display_id, items, item_count, text)
+            self._show_progress(run, call)
 
         show()
         outcome = await wait(run.outcome(call.node_id), self._host, on_tick=show)
         show()
         return outcome
+
+    def _show_progress(self, run: RegionRun, call: NodeCall) -> None:
+        done, count, items, item_count = run.progress()
+        state = f"{done}/{count} instances, {items}/{item_count} {run.item_name}"
+        text = "\n".join([state, *run.warnings])
+        if self._shown.get(call.node_id) != text:
+            self._shown[call.node_id] = text
+            self._host.show_progress(call.prompt_id, call.display_id, items, item_count, text)
 
     async def broadcast(self, call: NodeCall, value: Any) -> Any:
         self._broadcast_values[call.node_id] = value
@@ -143,7 +148,12 @@ class LeaderRun:
         return value
 
     async def listen(self, call: NodeCall) -> Any:
-        source = broadcast_heard_by(call.prompt, call.node_id)
+        outputs = self._host.requested_outputs(call.prompt_id)
+        # A broadcast that does not run would never be heard.
+        will_run = call.prompt if outputs is None else with_outputs_only(call.prompt, outputs)
+        source = broadcast_heard_by(
+            {**will_run, call.node_id: call.prompt[call.node_id]}, call.node_id
+        )
         value = await wait(self._broadcasts.of(source), self._host)
         return await self.broadcast(call, value)
 

@@ -44,6 +44,16 @@ class _Payload:
             raise RemoteProtocolError(text[:LARGEST_TEXT]) from None
 
 
+def job_id_in(payload: bytes) -> str:
+    """The job that a message is about that cannot be parsed; empty if not even that is there."""
+    try:
+        job_id = json.loads(payload)["job_id"]
+        _check_texts(job_id)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return str(job_id)
+
+
 class OrderKind(str, Enum):
     """How much of a workflow an order is about."""
 

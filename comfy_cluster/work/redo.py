@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.host import Host
 from comfy_cluster.work.kinds import BatchKind, tell_positions
 from comfy_cluster.work.plan import Outcome, RegionPlan
@@ -108,6 +109,11 @@ class Redos:
         self, plan: RegionPlan, source: Source, end: str, call: NodeCall, outcome: Outcome
     ) -> Expansion:
         share, *others = outcome.left
+        if not self._host.can_expand:
+            raise WorkflowError(
+                f"instance {share.instance} was lost, and its items cannot be done again here: "
+                "this ComfyUI runs with --cache-none, which has no node expansion"
+            )
         prefix = f"{call.node_id}.redo{next(self._numbers)}."
         nodes = nodes_for_leader(
             plan.prompt,

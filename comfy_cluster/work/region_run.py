@@ -23,6 +23,7 @@ from comfy_cluster.cluster.grace import Grace
 from comfy_cluster.config import OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
+from comfy_cluster.work.kinds import BatchKind
 from comfy_cluster.work.leading import Assignment, Leading
 from comfy_cluster.work.orders import Order, OrderKind
 from comfy_cluster.work.plan import Outcome, RegionPlan, merged
@@ -299,6 +300,21 @@ class RegionRun:
                 shares = given.share.over(peers) if peers else []
                 given.replacement = [self._give(each, job_id, len(shares)) for each in shares]
             return given.replacement or []
+
+    def warn_of_order(self, pieces: Sequence[Piece], kind: BatchKind) -> None:
+        """Nodes that repeat or drop items: their results come instance by instance."""
+        for piece in pieces:
+            counts = [len(piece.share.ranges[index]) for index in piece.share.batches]
+            try:
+                made = [kind.count(value) for value in piece.values]
+            except WorkflowError:  # what cannot be counted may still be joined
+                return
+            if len(made) == len(counts) and made != counts:
+                self._warn(
+                    f"the region makes {sum(made)} {kind.name} of {sum(counts)}: on one machine "
+                    "their order may be another one"
+                )
+                return
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:

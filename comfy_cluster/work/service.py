@@ -35,7 +35,7 @@ from comfy_cluster.work.region_run import RegionRun
 from comfy_cluster.work.run import INTERRUPT_POLL, NodeCall, Run, new_prompt_id, wait
 from comfy_cluster.work.work import Work
 from comfy_cluster.work.workflow_run import Members, WorkflowRun
-from comfy_cluster.workflows.files import EXECUTE_CURRENT
+from comfy_cluster.workflows.files import EXECUTE_CURRENT, check_waits
 from comfy_cluster.workflows.prompt import Prompt, plain
 from comfy_cluster.workflows.rewrite import with_outputs_only, with_positions
 from comfy_cluster.workflows.subgraphs import expand_all
@@ -93,7 +93,7 @@ class ClusterWork(Work):
         leading = self._leading
         if leading is None:
             return await super().begin(call)
-        await self._wait_until_ready(call)
+        await self.wait_until_ready(call)
         self._begin_queued(call.prompt_id)
         if call.prompt_id in self._runs:  # another node was first while this one waited
             return self._runs[call.prompt_id]
@@ -121,9 +121,9 @@ class ClusterWork(Work):
 
         return LeaderRun(plans, host=self.host, begin_region=begin_region)
 
-    async def _wait_until_ready(self, call: NodeCall) -> None:
+    async def wait_until_ready(self, call: NodeCall) -> None:
         cluster = self._cluster
-        if cluster.ready.done():
+        if self._leading is None or cluster.ready.done():
             return
         waited = 0.0
 
@@ -142,6 +142,7 @@ class ClusterWork(Work):
 
     def _new_workflow_run(self, prompt: Prompt, job_id: str) -> WorkflowRun:
         members = Members((LEADER, *self._cluster.connected_peers), LEADER)
+        check_waits(prompt)
         job = contextlib.ExitStack()
         job.enter_context(self._cluster.job(job_id))
         return WorkflowRun(job_id, prompt, members, cluster=self._cluster, host=self.host, job=job)
@@ -218,10 +219,10 @@ class ClusterWork(Work):
             found = self._queued.get(prompt_id)
             if found is None:
                 return
-            run = self._new_workflow_run(found.prompt, found.job_id)
             del self._queued[prompt_id]
-            self._order_whole(run, self.host.extra_data(prompt_id))
+            run = self._new_workflow_run(found.prompt, found.job_id)
             self.follow_prompt(prompt_id, run)
+            self._order_whole(run, {k: v for k, v in found.extra_data.items() if k != "client_id"})
 
     def _on_queued_over(self, prompt_id: str, state: PromptState) -> None:
         if state.phase is Phase.SUCCEEDED:  # perhaps before anybody saw that it ran

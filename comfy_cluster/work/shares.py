@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_cluster import batches
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.kinds import BatchKind
 
@@ -38,18 +37,22 @@ class Share:
         return [index for index, part in enumerate(self.ranges) if part]
 
     def over(self, instances: Sequence[int]) -> list[Share]:
-        """The even split of this share; those that get something."""
-        split = [batches.split_ranges(len(part), len(instances)) for part in self.ranges]
-        shares = [
-            Share(
-                instance,
-                tuple(
-                    range(part.start + sub[place].start, part.start + sub[place].stop)
-                    for part, sub in zip(self.ranges, split, strict=True)
-                ),
-            )
-            for place, instance in enumerate(instances)
-        ]
+        """The even split of this share; those that get something.
+
+        What is over goes to the first ones; in a list, of the next batch to the next ones, so that
+        a list of single items is split too.
+        """
+        count, first = len(instances), 0
+        ranges: list[list[range]] = [[] for _ in instances]
+        for part in self.ranges:
+            size, extra = divmod(len(part), count)
+            start = part.start
+            for place in range(count):
+                stop = start + size + ((place - first) % count < extra)
+                ranges[place].append(range(start, stop))
+                start = stop
+            first = (first + extra) % count
+        shares = [Share(each, tuple(ranges[place])) for place, each in enumerate(instances)]
         return [share for share in shares if not share.is_empty]
 
 

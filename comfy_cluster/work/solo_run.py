@@ -13,6 +13,7 @@ from comfy_cluster.work.host import Host
 from comfy_cluster.work.kinds import BatchKind
 from comfy_cluster.work.run import NodeCall, wait
 from comfy_cluster.workflows.broadcasts import broadcast_heard_by
+from comfy_cluster.workflows.rewrite import with_outputs_only
 
 
 class LocalBroadcasts:
@@ -65,7 +66,12 @@ class SoloRun:
         return value
 
     async def listen(self, call: NodeCall) -> Any:
-        source = broadcast_heard_by(call.prompt, call.node_id)
+        outputs = self._host.requested_outputs(call.prompt_id)
+        # A broadcast that does not run would never be heard.
+        will_run = call.prompt if outputs is None else with_outputs_only(call.prompt, outputs)
+        source = broadcast_heard_by(
+            {**will_run, call.node_id: call.prompt[call.node_id]}, call.node_id
+        )
         return await wait(self._broadcasts.of(source), self._host)
 
     def close(self, reason: str, *, succeeded: bool = False) -> None:

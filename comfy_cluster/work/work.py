@@ -18,7 +18,8 @@ from comfy_cluster.work.files import FileRuns
 from comfy_cluster.work.host import Host, Phase, PromptState
 from comfy_cluster.work.run import NodeCall, Run, new_prompt_id
 from comfy_cluster.work.solo_run import SoloRun
-from comfy_cluster.workflows.prompt import Prompt
+from comfy_cluster.workflows.prompt import Prompt, plain
+from comfy_cluster.workflows.rewrite import with_outputs_only
 
 if TYPE_CHECKING:
     from comfy_cluster.work.workflow_run import WorkflowRun
@@ -36,6 +37,7 @@ class Work:
         self.host = host
         self.files = FileRuns(self)
         self._runs: dict[str, Run] = {}
+        self._originals: dict[str, Prompt] = {}  # of the runs that nodes have asked for
         self._lock = threading.Lock()  # guards the runs
 
     def info_text(self) -> str:
@@ -66,9 +68,22 @@ class Work:
         if found is not None:
             return found
         run = self._runs.get(call.prompt_id)
+        if run is not None and self._is_of_another_prompt(call):
+            self.remove_run(call.prompt_id)
+            self.close_run(run, "its prompt is over", succeeded=True)
+            run = None
         if run is None:
             run = await self.begin(call)
+        if call.prompt_id not in self._originals:
+            self._originals[call.prompt_id] = call.original
         return run, call
+
+    def _is_of_another_prompt(self, call: NodeCall) -> bool:
+        """Whether a client gave this prompt the id of one whose end was not seen yet."""
+        return self._originals.get(call.prompt_id, call.original) is not call.original
+
+    async def wait_until_ready(self, call: NodeCall) -> None:
+        """Until enough instances are connected. DiscoveryError: they do not come."""
 
     async def begin(self, call: NodeCall) -> Run:
         """The run of a prompt that was queued here, by this instance's own user."""
@@ -89,7 +104,8 @@ class Work:
         with WorkflowError if one of them cannot run it: then none does.
         """
         prompt_id = new_prompt_id()
-        queued = self.host.submit(prompt, prompt_id, extra_data=extra_data, is_first=False)
+        wanted = with_outputs_only(plain(prompt), outputs)
+        queued = self.host.submit(wanted, prompt_id, extra_data=extra_data, is_first=False)
         return prompt_id, prompt_id, queued
 
     def begin_file(self, prompt: Prompt) -> WorkflowRun:
@@ -110,6 +126,7 @@ class Work:
         """The prompt is over."""
         with self._lock:
             self._runs.pop(prompt_id, None)
+            self._originals.pop(prompt_id, None)
 
     def follow_prompt(self, prompt_id: str, run: Run) -> Run:
         """Adds a run that ends with its prompt."""
@@ -119,7 +136,8 @@ class Work:
 
     def _on_over(self, prompt_id: str, run: Run, state: PromptState) -> None:
         succeeded = state.phase is Phase.SUCCEEDED
-        self.remove_run(prompt_id)
+        if self._runs.get(prompt_id) is run:
+            self.remove_run(prompt_id)
         reason = state.message or f"the prompt {state.phase.value}"
         self.close_run(run, reason, succeeded=succeeded)
 

@@ -396,6 +396,9 @@ class WorkflowRun:
             self._pending.append((source, received))
             failure = self.failure
         received.add_done_callback(lambda done: self._forget(source, done))
+        for assignment in self._assignments:
+            if assignment.instance == source and assignment.finished.done():
+                self._on_finished(source, assignment.finished)
         if failure is not None:
             received.abandon(failure)
         return received

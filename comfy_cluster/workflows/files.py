@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_cluster.errors import WorkflowError
-from comfy_cluster.workflows.prompt import Prompt, link_of, name_of
+from comfy_cluster.workflows.prompt import Prompt, ancestors_of, link_of, name_of
+from comfy_cluster.workflows.regions import BROADCASTS, ENDS, FAN_OUTS
 from comfy_cluster.workflows.ui_format import to_prompt
 
 EXECUTE = "ClusterExecuteWorkflow"
@@ -87,3 +88,22 @@ def with_inputs(
             raise WorkflowError(f"inputs: {place!r} must be a value, not a link")
         known[name] = value
     return changed
+
+
+def check_waits(prompt: Prompt) -> None:
+    """WorkflowError if an instance could wait for itself in a workflow that runs on all of them.
+
+    Who runs the workflow waits for what the leader sends; a node that waits until the others have
+    run something must not come before that.
+    """
+    waiting = {
+        each for each, node in prompt.items() if node["class_type"] in (EXECUTE, EXECUTE_CURRENT)
+    }
+    for node_id, node in sorted(prompt.items()):
+        if node["class_type"] not in FAN_OUTS | ENDS | BROADCASTS:
+            continue
+        if before := sorted(waiting & ancestors_of(prompt, [node_id], stops=frozenset())):
+            raise WorkflowError(
+                f"{name_of(prompt, node_id)} depends on {name_of(prompt, before[0])}, which waits "
+                "until the other instances are done; they would wait for this node meanwhile"
+            )

@@ -49,27 +49,16 @@ class Birth:
 
 
 def find_births(prompt: Prompt, region: Region, node_types: NodeTypes) -> list[Birth]:
-    """Latents that inner nodes make out of something else."""
-    inside = {*region.inner, *region.fan_outs}
-    births = []
-    for node_id in region.inner:
-        outputs = node_types(prompt[node_id]["class_type"]).output_types
-        if _reads_latent(prompt, node_id, inside, node_types):
-            continue
-        births += [
-            Birth((node_id, output)) for output, kind in enumerate(outputs) if kind == _LATENT
-        ]
-    return births
+    """Latents that inner nodes make: out of something else, or perhaps without their positions.
 
-
-def _reads_latent(
-    prompt: Prompt, node_id: str, inside: Collection[str], node_types: NodeTypes
-) -> bool:
-    for _, (source, output) in links_of(prompt[node_id]):
-        outputs = node_types(prompt[source]["class_type"]).output_types if source in inside else ()
-        if output < len(outputs) and outputs[output] == _LATENT:
-            return True
-    return False
+    Where a latent tells its positions, telling them again changes nothing.
+    """
+    return [
+        Birth((node_id, output))
+        for node_id in region.inner
+        for output, kind in enumerate(node_types(prompt[node_id]["class_type"]).output_types)
+        if kind == _LATENT
+    ]
 
 
 def makes_list(prompt: Prompt, region: Region, end: str, node_types: NodeTypes) -> bool:

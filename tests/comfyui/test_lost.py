@@ -142,3 +142,9 @@ def test_fail_names_the_instance_that_was_lost(two: ComfyCluster, unique: str) -
     two.instances[1].kill()
     with pytest.raises(PromptFailed, match="instance 1"):
         two.leader.client.wait(prompt_id)
+
+
+def test_an_instance_that_is_asked_to_end_ends_cleanly(three: ComfyCluster, unique: str) -> None:
+    three.leader.client.run(over_images(scale_and_blur, count=4, name=unique))
+    assert three.leader.stop() == 0
+    assert three.instances[2].stop() == 0

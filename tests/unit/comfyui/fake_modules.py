@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import comfy_cluster
@@ -140,6 +141,7 @@ class FakeComfyUI:
 
     def __init__(self, user_directory: str, *, is_new: bool) -> None:
         self.is_interrupted = False
+        self.arguments = types.SimpleNamespace(cache_none=False)
         self.freed: list[str] = []
         self.context: Any = None
         self.progress = types.SimpleNamespace(prompt_id="", dynprompt=None, nodes={}, updates=[])
@@ -174,8 +176,10 @@ class FakeComfyUI:
         progress = _module("comfy_execution.progress", get_progress_state=lambda: self.progress)
         graph_utils = _module("comfy_execution.graph_utils", ExecutionBlocker=_Blocker)
         utils = _module("comfy_execution.utils", get_executing_context=lambda: self.context)
+        cli_args = _module("comfy.cli_args", args=self.arguments)
         modules = [
-            _module("comfy", model_management=model_management),
+            _module("comfy", model_management=model_management, cli_args=cli_args),
+            cli_args,
             model_management,
             _module("comfy_execution", progress=progress, graph_utils=graph_utils, utils=utils),
             progress,
@@ -191,7 +195,11 @@ class FakeComfyUI:
             _module(
                 "folder_paths",
                 get_user_directory=lambda: user_directory,
-                exists_annotated_filepath=lambda name: name == "cat.png",
+                get_input_directory=lambda: f"{user_directory}/input",
+                get_output_directory=lambda: f"{user_directory}/output",
+                get_temp_directory=lambda: f"{user_directory}/temp",
+                get_annotated_filepath=lambda name: str(Path(user_directory, "input", name)),
+                exists_annotated_filepath=lambda name: "mouse" not in name,
             ),
             _module("server", PromptServer=types.SimpleNamespace(instance=self.server)),
             *_web_modules(),

@@ -248,7 +248,24 @@ def test_images_of_the_input_folder(host: Any) -> None:
     assert host.image_names() == ["cat.png", "dog.png"]
     assert host.check_image("cat.png") == ""
     assert host.check_image("mouse.png") == "there is no image 'mouse.png' in the input folder"
+    assert host.check_image("sub/../cat.png") == ""
+    assert host.check_image("../output/cat.png") == ""
     assert host.load_image("cat.png") == ("image of cat.png", "mask of cat.png")
+
+
+@pytest.mark.parametrize("name", ["../../cat.png", "/etc/cat.png", "../inputs/cat.png"])
+def test_images_outside_of_comfyuis_folders(host: Any, name: str) -> None:
+    assert "is outside of ComfyUI's folders" in host.check_image(name)
+    with pytest.raises(WorkflowError, match="is outside of ComfyUI's folders"):
+        host.load_image(name)
+
+
+def test_node_expansion_needs_the_cache(comfyui: FakeComfyUI, host: Any) -> None:
+    assert host.can_expand
+    comfyui.arguments.cache_none = True
+    assert not host.can_expand
+    del comfyui.arguments.cache_none  # older ones have no such option
+    assert host.can_expand
 
 
 def test_what_is_known_of_node_classes(host: Any) -> None:

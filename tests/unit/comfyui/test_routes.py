@@ -124,7 +124,23 @@ def test_settings_that_are_wrong_are_told(comfyui: FakeComfyUI) -> None:
     assert (answer.status, answer.body["error"]["type"]) == (503, "cluster")
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", "5", "{}", '{"prompt": []}', '{"prompt": null}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"prompt": []}',
+        '{"prompt": null}',
+        '{"prompt": {"1": 5}}',
+        '{"prompt": {"1": {"inputs": {}}}}',
+        '{"prompt": {"1": {"class_type": "Blur"}}}',
+        '{"prompt": {"1": {"class_type": "Blur", "inputs": []}}}',
+        '{"prompt": {}, "extra_data": 5}',
+    ],
+)
 def test_bodies_without_a_prompt(comfyui: FakeComfyUI, body: str) -> None:
     work = FakeWork()
     answer = post(comfyui, Request(body), lambda: work)

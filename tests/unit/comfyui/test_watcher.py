@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from comfy_cluster.comfyui.watcher import Watcher
 from comfy_cluster.work.host import Phase, PromptState
@@ -78,6 +78,24 @@ def test_several_may_watch_one_prompt_and_one_that_fails_hurts_nobody() -> None:
         return ends
 
     assert asyncio.run(run()) == [DONE]
+
+
+def test_a_prompt_that_cannot_be_looked_at_keeps_nobody_from_the_others() -> None:
+    async def run() -> list[Any]:
+        prompts, ends = Prompts({"a": RUNNING, "b": RUNNING}), list[PromptState]()
+        watcher = prompts.watcher()
+        told: list[float] = []
+        prompts.fractions["a"] = cast(float, "half")  # what nodes of others may write
+        watcher.watch("a", ends.append, told.append)
+        watcher.watch("b", ends.append, None)
+        await until(lambda: prompts.looks > 2)
+        prompts.states["b"] = DONE
+        await until(lambda: len(ends) == 1)
+        prompts.states["a"] = DONE
+        await until(lambda: len(ends) == 2)
+        return told
+
+    assert asyncio.run(run()) == []
 
 
 def test_a_prompt_may_be_watched_a_moment_before_it_is_queued() -> None:

@@ -195,6 +195,8 @@ class FakeComfyUI:
 
     # Host: prompts.
 
+    can_expand = True
+
     def running_prompt_id(self) -> str:
         assert self._running is not None
         return self._running.prompt_id

@@ -176,12 +176,13 @@ class Sample(FakeNode):
 
 
 class Decode(FakeNode):
-    """Like VAEDecode."""
+    """Like VAEDecode: frames of films are pictures, too."""
 
     INPUTS = "latent:LATENT"
 
     def execute(self, unique_id: str, latent: dict[str, Any]) -> Any:
-        return (latent["samples"].movedim(1, -1).contiguous(),)
+        pictures = latent["samples"].movedim(1, -1)
+        return (pictures.reshape(-1, *pictures.shape[-3:]),)
 
 
 class ListOf(FakeNode):

@@ -59,15 +59,20 @@ def test_what_is_split_and_split_again_comes_together_again(
     assert [numbers(each) for each in joined] == [numbers(each) for each in expected]
 
 
-def test_the_first_instances_get_one_more() -> None:
+def test_what_is_over_goes_to_the_first_and_of_the_next_batch_to_the_next() -> None:
     shares = Share(0, (range(10), range(2))).over([0, 2, 5])
     assert [share.instance for share in shares] == [0, 2, 5]
     assert [share.ranges for share in shares] == [
-        (range(0, 4), range(0, 1)),
-        (range(4, 7), range(1, 2)),
-        (range(7, 10), range(2, 2)),
+        (range(0, 4), range(0, 0)),
+        (range(4, 7), range(0, 1)),
+        (range(7, 10), range(1, 2)),
     ]
-    assert shares[2].batches == [0]
+    assert shares[0].batches == [0]
+
+
+def test_a_list_of_single_items_is_split_too() -> None:
+    shares = Share(0, tuple(range(1) for _ in range(8))).over([0, 1, 2, 3])
+    assert [share.batches for share in shares] == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
 @pytest.mark.parametrize(

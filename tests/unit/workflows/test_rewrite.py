@@ -86,12 +86,13 @@ def for_follower(text: str) -> dict[str, dict[str, Any]]:
 # Births.
 
 
-def test_a_latent_that_is_made_of_pictures_is_born() -> None:
-    assert births_of(IMAGE_TO_IMAGE) == [Birth(("4", 0))]
+def test_each_latent_that_a_node_of_the_region_makes_is_born() -> None:
+    # Also out of another latent: not every node hands its positions on.
+    assert births_of(IMAGE_TO_IMAGE) == [Birth((node_id, 0)) for node_id in ("4", "5", "6")]
 
 
 def test_a_latent_that_is_fanned_out_is_not() -> None:
-    assert births_of(TEXT_TO_IMAGE) == []
+    assert Birth(("4", 0)) not in births_of(TEXT_TO_IMAGE)
 
 
 def test_each_latent_output_is_born_by_itself() -> None:
@@ -102,7 +103,7 @@ def test_each_latent_output_is_born_by_itself() -> None:
         4 KSampler latent_image=3.2 other=3.0
         5 ClusterFanInLatents latent=4.0
     """
-    assert births_of(text) == [Birth(("3", 0)), Birth(("3", 2))]
+    assert births_of(text) == [Birth(("3", 0)), Birth(("3", 2)), Birth(("4", 0))]
 
 
 def test_a_latent_from_upstream_makes_no_birth_less() -> None:
@@ -121,7 +122,7 @@ def test_a_latent_from_upstream_makes_no_birth_less() -> None:
 
 def test_a_follower_gets_what_it_needs_and_no_more() -> None:
     nodes = for_follower(TEXT_TO_IMAGE)
-    assert nodes.keys() == {"1", "2", "4", "5", "6", "7"}
+    assert nodes.keys() == {"1", "2", "4", "5", "6", "7", Birth(("5", 0)).node_id}
     assert nodes["4"]["inputs"] == {"latent": RECEIVED}
     assert nodes["5"] == prompt_of(TEXT_TO_IMAGE)["5"]
 
@@ -168,11 +169,12 @@ def for_leader(text: str, end: str, base: str = "") -> dict[str, dict[str, Any]]
 def test_the_leader_does_what_leads_to_one_end() -> None:
     nodes = for_leader(IMAGE_TO_IMAGE, "9")
     told = "x." + Birth(("4", 0)).node_id
-    assert nodes.keys() == {"x.3", "x.4", "x.6", "x.9", told}
+    told_again = "x." + Birth(("6", 0)).node_id
+    assert nodes.keys() == {"x.3", "x.4", "x.6", "x.9", told, told_again}
     assert nodes["x.3"]["inputs"] == {"images": RECEIVED}
     assert nodes["x.4"]["inputs"] == {"pixels": ["x.3", 0], "vae": ["2", 2]}
     assert nodes["x.6"]["inputs"] == {"samples": [told, 0]}
-    assert nodes["x.9"]["inputs"] == {"latent": ["x.6", 0]}
+    assert nodes["x.9"]["inputs"] == {"latent": [told_again, 0]}
 
 
 def test_what_is_upstream_has_the_ids_of_the_file_that_it_is_in() -> None:
