@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from comfy_cluster.work.host import Phase, PromptState
+from comfy_cluster.work.host import PRIVATE_EXTRA_DATA, SECRETS, Phase, PromptState
 
-# Keys of extra_data that are somebody's secret, or ComfyUI's own affair.
-_SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
-_PRIVATE_EXTRA_DATA = _SECRETS | {"client_id", "create_time"}
 # Taken off the numbers of prompts that come before all others: ComfyUI takes the smallest first.
 # Among themselves they keep their order: instances that took each other's workflows in different
 # orders would wait for each other.
@@ -61,7 +58,7 @@ class PromptQueue:
         )
         if self._has_sensitive_element:
             item[3]["create_time"] = int(time.time() * 1000)
-            item = (*item, {key: item[3].pop(key) for key in _SECRETS & item[3].keys()})
+            item = (*item, {key: item[3].pop(key) for key in SECRETS & item[3].keys()})
         self._queue.put(item)
         return float(item[0])
 
@@ -97,7 +94,7 @@ class PromptQueue:
         """What a running prompt was queued with, but for secrets and addresses."""
         item = self.running_item(prompt_id)
         extra_data = {} if item is None else item[3]
-        return {key: value for key, value in extra_data.items() if key not in _PRIVATE_EXTRA_DATA}
+        return {key: value for key, value in extra_data.items() if key not in PRIVATE_EXTRA_DATA}
 
     def outputs(self, prompt_id: str) -> list[str] | None:
         """The output nodes that a running prompt is for."""

@@ -37,7 +37,7 @@ from comfy_cluster.work.run import Run
 
 logger = logging.getLogger("comfy_cluster.work")
 
-_REMEMBERED = 1_000  # cancelled jobs whose order may still come
+_REMEMBERED = 1_000  # jobs whose order or cancel may still come, perhaps once more
 
 MakeRun = Callable[[Order], Run]
 
@@ -70,8 +70,9 @@ class Following:
         self._add_run = add_run
         self._remove_run = remove_run
         self._works: dict[str, _Work] = {}
+        self._taken: OrderedDict[str, None] = OrderedDict()
         self._cancelled: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()  # guards the two above
+        self._lock = threading.Lock()  # guards the three above
         cluster.add_message_listener(MessageType.DISTRIBUTE_PROMPT, self._on_order)
         cluster.add_message_listener(MessageType.EXECUTE_WORKFLOW, self._on_order)
         cluster.add_message_listener(MessageType.EXECUTION_CANCEL, self._on_cancel)
@@ -97,8 +98,9 @@ class Following:
             return
         work = _Work(order, self._make_run(order))
         with self._lock:
-            if order.job_id in self._cancelled or order.job_id in self._works:
+            if order.job_id in self._cancelled or order.job_id in self._taken:
                 return
+            _remember(self._taken, order.job_id)
             self._works[order.job_id] = work
         try:
             work.job.enter_context(self._cluster.job(order.job_id))
@@ -127,9 +129,7 @@ class Following:
 
     def _cancel(self, job_id: str, reason: str) -> None:
         with self._lock:
-            self._cancelled[job_id] = None
-            if len(self._cancelled) > _REMEMBERED:
-                self._cancelled.popitem(last=False)
+            _remember(self._cancelled, job_id)
             work = self._works.get(job_id)
         if work is not None:
             logger.info("= job %s ends: %s", job_id, reason)
@@ -192,6 +192,12 @@ class Following:
             self._cluster.send_message(
                 LEADER, type(message).message_type, message.pack(), require_ack=require_ack
             )
+
+
+def _remember(jobs: OrderedDict[str, None], job_id: str) -> None:
+    jobs[job_id] = None
+    if len(jobs) > _REMEMBERED:
+        jobs.popitem(last=False)
 
 
 def _refusal(order: Order, error: BaseException) -> Trouble:

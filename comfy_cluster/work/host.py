@@ -15,6 +15,11 @@ from comfy_cluster.transport.handle import Handle
 from comfy_cluster.workflows.prompt import Prompt
 from comfy_cluster.workflows.widgets import Widget
 
+# Keys of a prompt's extra_data that are somebody's secret, or ComfyUI's own affair: both stay on
+# the instance where it was queued.
+SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+PRIVATE_EXTRA_DATA = SECRETS | {"client_id", "create_time"}
+
 
 class Phase(Enum):
     """Where a prompt is in ComfyUI's queue."""

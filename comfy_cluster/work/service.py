@@ -26,7 +26,7 @@ from comfy_cluster.errors import PeerLost, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.follower_run import FollowerRun
 from comfy_cluster.work.following import Following
-from comfy_cluster.work.host import Host, Phase, PromptState
+from comfy_cluster.work.host import PRIVATE_EXTRA_DATA, Host, Phase, PromptState
 from comfy_cluster.work.leader_run import LeaderRun
 from comfy_cluster.work.leading import Leading
 from comfy_cluster.work.orders import Order, OrderKind
@@ -179,6 +179,7 @@ class ClusterWork(Work):
             self._cluster.wait_until_ready(0.0)
         prompt_id = new_prompt_id()
         flat = with_outputs_only(expand_all(plain(prompt)), outputs)
+        check_waits(flat)
         found = _Queued(_job_id("workflow"), flat, extra_data)
         queued = self._checked(flat).and_then(lambda _: self._queue_here(prompt_id, found))
         return found.job_id, prompt_id, queued
@@ -222,7 +223,8 @@ class ClusterWork(Work):
             del self._queued[prompt_id]
             run = self._new_workflow_run(found.prompt, found.job_id)
             self.follow_prompt(prompt_id, run)
-            self._order_whole(run, {k: v for k, v in found.extra_data.items() if k != "client_id"})
+            told = {k: v for k, v in found.extra_data.items() if k not in PRIVATE_EXTRA_DATA}
+            self._order_whole(run, told)
 
     def _on_queued_over(self, prompt_id: str, state: PromptState) -> None:
         if state.phase is Phase.SUCCEEDED:  # perhaps before anybody saw that it ran

@@ -45,7 +45,11 @@ def widgets_of(input_types: Mapping[str, Mapping[str, Any]]) -> tuple[Widget, ..
 
 def _specifications(section: Mapping[str, Any]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     for name, specification in section.items():
+        if not isinstance(specification, list | tuple) or not specification:
+            continue  # some node pack's mistake
         kind, *rest = specification
+        # A plain text: node packs have types that say they are equal to everything.
+        kind = str(kind) if isinstance(kind, str) else kind
         yield name, kind, rest[0] if rest and isinstance(rest[0], Mapping) else {}
 
 
@@ -70,10 +74,11 @@ def _widget_of(name: str, kind: Any, options: Mapping[str, Any]) -> Widget:
 
 def _dynamic_choice(name: str, options: Mapping[str, Any]) -> Widget:
     children = {
-        each["key"]: tuple(
-            replace(child, name=f"{name}.{child.name}") for child in widgets_of(each["inputs"])
+        str(each.get("key")): tuple(
+            replace(child, name=f"{name}.{child.name}")
+            for child in widgets_of(each.get("inputs") or {})
         )
-        for each in options["options"]
+        for each in options.get("options") or ()
     }
     return Widget(name, options.get("default", next(iter(children), None)), children=children)
 

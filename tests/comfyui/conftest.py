@@ -16,6 +16,8 @@ from tests.comfyui.instances import ComfyCluster, ComfyInstance
 from tests.comfyui.photographs import write_photographs
 from tests.comfyui.place import ComfyPlace, ComfyUnavailable, find_comfyui
 
+pytest.register_assert_rewrite("tests.comfyui.comparing")
+
 PHOTOGRAPH_COUNT = 40
 _numbers = itertools.count(1)
 

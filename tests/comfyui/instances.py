@@ -239,7 +239,7 @@ class ComfyCluster:
         self._stack = contextlib.ExitStack()
         if folder is None:
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="comfy-")))
-        self.signals = Signals(folder / "shared")
+        self.signals = Signals(folder / "shared", describe=self.describe)
         http_ports = free_ports(count, socket.SOCK_STREAM)
         udp_ports = free_ports(count, socket.SOCK_DGRAM)
         self.instances = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 FOLDER_VARIABLE = "CLUSTER_TEST_FOLDER"
@@ -19,9 +19,11 @@ _POLL_INTERVAL = 0.02  # seconds
 class Signals:
     """The shared folder of one cluster, seen by the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, describe: Callable[[], str]) -> None:
+        """`describe` tells what the instances wrote last, for the texts of failures."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._describe = describe
 
     def wait_until_reached(self, gate: str, instances: Collection[int]) -> None:
         """Waits until those instances are inside of a TestGate of that name."""
@@ -58,5 +60,5 @@ class Signals:
         while missing := [each for each in names if not (self.folder / each).exists()]:
             if time.monotonic() > deadline:
                 present = sorted(path.name for path in self.folder.iterdir())
-                raise TimeoutError(f"waited for {missing}; there are {present}")
+                raise TimeoutError(f"waited for {missing}; there are {present}\n{self._describe()}")
             time.sleep(_POLL_INTERVAL)

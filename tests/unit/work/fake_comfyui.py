@@ -147,9 +147,11 @@ class FakeComfyUI:
         *,
         outputs: Sequence[str] | None = None,
         extra_data: Mapping[str, Any] | None = None,
+        prompt_id: str = "",
     ) -> str:
         """Presses Run; `outputs`: only those nodes. Returns the prompt's id."""
-        prompt_id = new_prompt_id()
+        prompt_id = prompt_id or new_prompt_id()
+        self._states.pop(prompt_id, None)  # some clients use an id again
         handle = self._submit(prompt, prompt_id, extra_data or {}, False, outputs)
         handle.result(WAIT)
         return prompt_id
@@ -178,6 +180,10 @@ class FakeComfyUI:
             waiting = [each.prompt_id for each in self._queue]
         for prompt_id in waiting:
             self.cancel(prompt_id)
+
+    def settle(self) -> None:
+        """Until what was begun on the server's thread is done."""
+        self._server.submit(lambda: None).result(WAIT)
 
     def wait_for_queue(self, count: int) -> None:
         """Until so many prompts wait behind the one that runs."""

@@ -185,6 +185,16 @@ class Decode(FakeNode):
         return (pictures.reshape(-1, *pictures.shape[-3:]),)
 
 
+class Text(FakeNode):
+    """A text that comes over a link."""
+
+    RETURN_TYPES = ("STRING",)
+    INPUTS = "text:STRING"
+
+    def execute(self, unique_id: str, text: str) -> Any:
+        return (text,)
+
+
 class ListOf(FakeNode):
     """A list of the batches that it is given."""
 
@@ -257,6 +267,19 @@ class Save(FakeNode):
         return {"ui": {"files": [f"{self.comfy.index}/{unique_id}.png"]}}
 
 
+class Circle(FakeNode):
+    """Leaves in the history what has no JSON."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    INPUTS = "images:IMAGE"
+
+    def execute(self, unique_id: str, images: Any) -> Any:
+        itself: list[Any] = []
+        itself.append(itself)
+        return {"ui": {"shown": [itself]}}
+
+
 FAKE_NODES: dict[str, type[FakeNode]] = {
     node_class.__name__: node_class
     for node_class in (
@@ -270,6 +293,7 @@ FAKE_NODES: dict[str, type[FakeNode]] = {
         Encode,
         Sample,
         Decode,
+        Text,
         ListOf,
         Fail,
         Wait,
@@ -277,5 +301,6 @@ FAKE_NODES: dict[str, type[FakeNode]] = {
         Grow,
         JoinedList,
         Save,
+        Circle,
     )
 }

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from comfy_cluster.work.host import Phase
-from tests.unit.work.gates import wait_until
+from tests.unit.work.gates import WAIT, wait_until
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
 from tests.unit.work.whole import queue_on_all
@@ -35,6 +35,19 @@ SIZES = """
     3 Grow images=2.0
     4 ClusterFanInImages images=3.0
     5 Save images=4.0
+"""
+NOT_ASKED_FOR = """
+    1 Photographs count=2
+    2 ClusterBroadcastTensor tensor=1.0
+    3 ClusterListenTensorBroadcast
+    4 Save images=2.0
+    5 Save images=3.0
+"""
+WAITS_FOR_ITSELF = """
+    1 Photographs count=2
+    2 ClusterExecuteCurrentWorkflow trigger=1.0
+    3 ClusterBroadcastTensor tensor=2.0
+    4 Save images=3.0
 """
 NOTHING_SENT = """
     1 Photographs count=4
@@ -218,3 +231,42 @@ def test_waiting_for_instances_can_be_interrupted() -> None:
         assert joined.leader.wait_for(prompt_id).phase is Phase.INTERRUPTED
         joined.connect()
         joined.run(region())
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_listener_to_a_broadcast_that_does_not_run(is_whole: bool) -> None:
+    prompt = prompt_of(NOT_ASKED_FOR)
+    with Instances(2) as joined:
+        if is_whole:
+            outputs = joined.works[0].queue_on_all(prompt, {}, outputs=["5"])
+            outputs[2].result(WAIT)
+            prompt_id = outputs[1]
+        else:
+            prompt_id = joined.leader.queue(prompt, outputs=["5"])
+        state = joined.leader.wait_for(prompt_id)
+    assert "the workflow has none" in state.message
+
+
+def test_a_workflow_that_would_wait_for_itself_on_all() -> None:
+    with Instances(2) as joined:
+        state = joined.failure(prompt_of(WAITS_FOR_ITSELF))
+        assert joined.hosts[1].started == []
+    assert "which waits until the other instances are done" in state.message
+
+
+def test_nothing_can_be_done_again_here_without_the_cache() -> None:
+    with Instances(2) as joined:
+        joined.leader.can_expand = False
+        joined.hosts[1].computing.close()
+        prompt_id = joined.leader.queue(prompt_of(FAILING))
+        joined.hosts[1].computing.wait_for()
+        joined.lose(1)
+        state = joined.leader.wait_for(prompt_id)
+    assert "instance 1 was lost" in state.message and "--cache-none" in state.message
+
+
+def test_an_id_that_is_used_again() -> None:
+    with Instances(2) as joined:
+        for prompt in (region(3), region(5), region(3)):
+            joined.leader.queue(prompt, prompt_id="mine")
+            assert same(joined.results_of("mine"), single_run(prompt))

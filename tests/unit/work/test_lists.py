@@ -7,6 +7,7 @@ import torch
 
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of
+from tests.unit.work.whole import run_on_all
 
 FANNED_OUT = """
     1 Photographs count={first}
@@ -64,6 +65,26 @@ WITH_ONE_FOR_ALL = """
     8 Compose images=6.0 masks=7.0
     9 ClusterFanInImages images=8.0
     10 Save images=9.0
+"""
+BROADCAST = """
+    1 Photographs count=2
+    2 Photographs count=3 seed=2 size=5
+    3 ListOf first=1.0 second=2.0
+    4 ClusterBroadcastTensor tensor=3.0
+    6 Save images=4.0
+"""
+BROADCAST_INTO_REGION = """
+    1 Photographs count=2
+    2 Photographs count=3 seed=2
+    3 ListOf first=1.0 second=2.0
+    4 ClusterBroadcastTensor tensor=3.0
+    5 JoinedList images=4.0
+    6 First images=5.0
+    7 Photographs count=6 seed=4
+    8 ClusterFanOutImage images=7.0
+    9 Compose images=8.0 masks=6.0
+    10 ClusterFanInImages images=9.0
+    11 Save images=10.0
 """
 GATHERED = """
     1 Photographs count=7
@@ -128,3 +149,29 @@ def test_a_gather_is_a_list_with_an_element_for_each_instance() -> None:
         results = joined.run(prompt)
     assert [len(each) for each in results["5"]] == [3, 2, 2]
     assert same([torch.cat(results["5"])], single_run(prompt)["5"])
+
+
+def test_a_list_of_single_pictures_is_worked_on_by_all() -> None:
+    prompt = prompt_of(FANNED_OUT.format(first=1, second=1))
+    with Instances(2) as joined:
+        results = joined.run(prompt)
+        assert [dict(host.last.computed)["Blur"] for host in joined.hosts] == [1, 1]
+    assert same(results, single_run(prompt))
+
+
+@pytest.mark.parametrize("is_heard", [False, True])
+def test_a_list_is_broadcast_whole(is_heard: bool) -> None:
+    prompt = prompt_of(BROADCAST)
+    if is_heard:
+        prompt["5"] = {"class_type": "ClusterListenTensorBroadcast", "inputs": {}}
+        prompt["6"]["inputs"]["images"] = ["5", 0]
+    with Instances(3) as joined:
+        results = run_on_all(joined, prompt)
+    assert same(results, [single_run(prompt)] * 3)
+
+
+def test_a_list_that_is_broadcast_into_a_region() -> None:
+    prompt = prompt_of(BROADCAST_INTO_REGION)
+    with Instances(3) as joined:
+        results = joined.run(prompt)
+    assert same(results, single_run(prompt))

@@ -10,6 +10,7 @@ import torch
 from comfy_cluster.config import OnLost
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.host import Phase
+from tests.unit.work.gates import WAIT
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
 from tests.unit.work.whole import failure_on_all, queue_on_all, run_on_all
@@ -220,10 +221,13 @@ def test_a_prompt_before_it_still_needs_the_followers() -> None:
 
 def test_what_the_page_sends_along_reaches_the_followers() -> None:
     extra_data: dict[str, Any] = {"extra_pnginfo": {"workflow": 1}}
+    own: dict[str, Any] = {"client_id": "page", "api_key_comfy_org": "secret"}
     with Instances(2) as joined:
-        queued = joined.works[0].queue_on_all(region(4), extra_data, outputs=["4", "5"])
+        queued = joined.works[0].queue_on_all(region(4), extra_data | own, outputs=["4", "5"])
+        queued[2].result(WAIT)
         joined.results_of(queued[1])
         joined.wait_until_over()
+        assert joined.leader.last.extra_data == extra_data | own
         assert joined.hosts[1].last.extra_data == extra_data
 
 
@@ -270,6 +274,17 @@ def test_an_interrupt_on_the_leader_stops_the_followers() -> None:
         joined.leader.interrupt()
         assert joined.leader.wait_for(prompt_id).phase is Phase.INTERRUPTED
         assert joined.hosts[1].wait_for(joined.hosts[1].started[0]).phase is Phase.INTERRUPTED
+
+
+def test_what_would_wait_for_itself_is_refused() -> None:
+    text = """
+        1 Photographs count=2
+        2 ClusterExecuteCurrentWorkflow trigger=1.0
+        3 ClusterBroadcastTensor tensor=2.0
+        4 Save images=3.0
+    """
+    with Instances(2) as joined, pytest.raises(WorkflowError, match="waits until the other"):
+        queue_on_all(joined, prompt_of(text))
 
 
 def test_it_is_taken_out_of_the_leaders_queue() -> None:

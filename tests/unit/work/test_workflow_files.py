@@ -197,3 +197,20 @@ def test_a_lost_instance_with_partial_results() -> None:
         joined.lose(1)
         results = joined.results_of(prompt_id)
     assert len(saved_in_file(results, "8")[0]["samples"]) == 4
+
+
+def test_recursion_by_way_of_a_link() -> None:
+    outer = calling("part.json")
+    outer["a"]["inputs"]["workflow_path"] = ["t", 0]
+    outer["t"] = {"class_type": "Text", "inputs": {"text": "outer.json"}}
+    with Instances(2, files={"outer.json": outer, "part.json": PART}) as joined:
+        state = joined.failure(calling("outer.json"))
+    assert "the workflow runs itself: outer.json > outer.json" in state.message
+
+
+def test_files_need_node_expansion() -> None:
+    with Instances(2, files={"part.json": PART}) as joined:
+        joined.leader.can_expand = False
+        state = joined.failure(calling("part.json"))
+        assert joined.hosts[1].started == []
+    assert "--cache-none" in state.message

@@ -9,7 +9,14 @@ from comfy_cluster.workflows.prompt import Prompt
 from tests.unit.work.gates import WAIT
 from tests.unit.work.instances import Instances
 
-OUTPUTS = ("Save", "ClusterFanIn", "ClusterGather", "ClusterInfo", "ClusterBroadcastTensor")
+OUTPUTS = (
+    "Save",
+    "Circle",
+    "ClusterFanIn",
+    "ClusterGather",
+    "ClusterInfo",
+    "ClusterBroadcastTensor",
+)
 
 
 def queue_on_all(joined: Instances, prompt: Prompt) -> str:

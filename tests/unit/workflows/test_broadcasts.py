@@ -55,7 +55,8 @@ def test_one_may_listen_to_what_depends_on_another_listener() -> None:
             r"waits for node 2 \(ClusterBroadcastTensor\), which depends on it",
         ),
         (
-            "1 ClusterListenTensorBroadcast\n2 Blur images=1.0\n3 ClusterBroadcastTensor tensor=2.0",
+            "1 ClusterListenTensorBroadcast\n2 Blur images=1.0\n"
+            "3 ClusterBroadcastTensor tensor=2.0",
             "which depends on it",
         ),
         (

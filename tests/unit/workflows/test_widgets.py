@@ -65,6 +65,24 @@ def test_the_filter_of_a_controlled_choice_is_skipped_too() -> None:
     assert values_of(node, widgets) == {"name": "b", "strength": 0.25}
 
 
+class EqualToAll(str):
+    """What some node packs have for "any type"."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = str.__hash__
+
+
+def test_a_type_that_is_equal_to_all_is_a_link() -> None:
+    assert widgets_of({"required": {"seed": (EqualToAll("*"),)}}) == ()
+
+
+def test_what_is_no_specification_is_left_out() -> None:
+    odd: dict[str, Any] = {"required": {"a": "INT", "b": (), "c": None, "d": ("INT",)}}
+    assert widgets_of(odd) == (Widget("d"),)
+
+
 # What the page of 1.58.1 saves of such a node (its "mode" was "size" when it was made).
 DYNAMIC = {
     "required": {
