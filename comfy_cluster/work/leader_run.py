@@ -60,16 +60,16 @@ class LeaderRun:
             return self._redos.fan_out(call.node_id, values)
         for end in self._plan_of(call).waits_for:
             await wait(self._ended.of(end), self._host)
-        run = self._run_for(call)
+        run = self._run_for(call, values)
         slices = run.offer(call.node_id, Offer(kind, values))
         await wait(run.accepted, self._host)
         return slices
 
-    def _run_for(self, call: NodeCall) -> RegionRun:
-        """The run of a fan-out's region; a new one where it has run already."""
+    def _run_for(self, call: NodeCall, values: list[Any]) -> RegionRun:
+        """The run of a fan-out's region; a new one where it has run already, as in a loop."""
         plan = self._plan_of(call)
         run = self._runs.get(plan.region.name)
-        if run is not None and not run.has_offered(call.node_id):
+        if run is not None and not run.has_other_offer(call.node_id, values):
             return run
         if run is not None:
             run.close("its region runs once more")

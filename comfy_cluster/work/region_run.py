@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import operator
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,9 +89,13 @@ class RegionRun:
 
     # For the nodes.
 
-    def has_offered(self, node_id: str) -> bool:
-        """Whether that fan-out was run already: then this is another run of the region."""
-        return node_id in self._offers
+    def has_other_offer(self, node_id: str, values: Sequence[Any]) -> bool:
+        """Whether that fan-out ran with other values: then this is another run of the region.
+
+        With the same ones it runs because ComfyUI has lost its result, and gives it again.
+        """
+        offer = self._offers.get(node_id)
+        return offer is not None and not _are_same(offer.values, values)
 
     def offer(self, node_id: str, offer: Offer) -> list[Any]:
         """A fan-out has its batches; what it gives to the nodes behind it here.
@@ -98,6 +103,8 @@ class RegionRun:
         Orders go out as soon as the sizes are known. WorkflowError: the fan-outs do not agree.
         """
         with self._lock:
+            if node_id in self._offers and self._sizes is not None:  # once more: see above
+                return self._own_slices(offer)
             self._offers[node_id] = offer
             if self._sizes is not None:
                 return self._offer_late(node_id, offer)
@@ -137,11 +144,18 @@ class RegionRun:
             )
         for given in self._all_given():
             self._send_slices(given, node_id, len(self._given))
-        return offer.slices_for(self._own, self._sizes) if self._own.ranges else offer.values
+        return self._own_slices(offer)
+
+    def _own_slices(self, offer: Offer) -> list[Any]:
+        return (
+            offer.values if self._own.is_empty else offer.slices_for(self._own, self._sizes or ())
+        )
 
     def offer_broadcast(self, node_id: str, value: Any) -> None:
         """A broadcast node that the region reads has its value."""
         with self._lock:
+            if node_id in self._broadcasts:  # it runs once more
+                return
             self._broadcasts[node_id] = value
             for given in self._all_given():
                 self._send_broadcast(given, node_id)
@@ -355,6 +369,10 @@ def _on_sent(assignment: Assignment, sent: Handle[None]) -> None:
 
 def _unless_lost(error: BaseException) -> Handle[None]:
     return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)
+
+
+def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _listed(values: Any) -> list[Any]:

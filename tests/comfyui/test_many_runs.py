@@ -74,6 +74,8 @@ class Runs:
             self.count = self.rng.choice([1, 3, 9, 13])
         elif step == "downstream":
             self.number += 1
+        elif step in ("fail", "kill"):
+            self.count = 9  # something to do for everybody
 
     def _interrupt(self) -> None:
         prompt_id = self.cluster.leader.client.queue(self.prompt())
@@ -127,8 +129,6 @@ def test_many_runs_in_a_row(cluster: ComfyCluster, rng: random.Random, unique: s
     before: dict[int, tuple[int, int]] = {}
     for number, step in enumerate(steps(rng)):
         print(f"run {number}: {step}")
-        if step == "kill":
-            runs.count = 9  # instance 1 has something to do
         runs.take(step)
         if step == "kill":
             cluster.recover()

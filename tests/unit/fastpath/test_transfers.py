@@ -11,7 +11,7 @@ import pytest
 from tests.engine_instance import EngineInstance, Run, Scenario, Transfer, run_scenario
 from tests.simnet import Link
 
-SEED_GROUPS = 50
+SEED_GROUPS = 30
 SEEDS_PER_GROUP = 10
 MEGABIT = 125_000.0  # bytes a second
 

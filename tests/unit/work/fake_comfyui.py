@@ -11,7 +11,7 @@ import asyncio
 import copy
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -103,6 +103,8 @@ class FakeComfyUI:
         self.freed: list[tuple[str, bool, bool]] = []
         self.records: dict[str, Record] = {}
         self.started: list[str] = []
+        self.runs_twice: Collection[str] = ()
+        """Classes whose nodes run twice in a prompt."""
         self.fails = False
         """Whether FailHere nodes fail."""
         self._lacks = frozenset(lacks)
@@ -395,6 +397,7 @@ class FakeComfyUI:
             raise_if_interrupted=self.raise_if_interrupted,
             on_node_done=lambda fraction: self._tell_progress(item.prompt_id, fraction),
             cache=self._cache,
+            runs_twice=self.runs_twice,
             rng=self._rng,
         )
         state = PromptState(Phase.SUCCEEDED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,14 +88,19 @@ class Execution:
         raise_if_interrupted: Callable[[], object],
         on_node_done: Callable[[float], object],
         cache: dict[Any, Cached],
+        runs_twice: Collection[str],
         rng: random.Random,
     ) -> None:
+        """`runs_twice`: classes whose results get lost at once, as when memory is short."""
         self.dynprompt = DynamicPrompt(prompt)
         self.ui: dict[str, Any] = {}
         self._class_of = class_of
         self._raise_if_interrupted = raise_if_interrupted
         self._on_node_done = on_node_done
         self._cache = cache
+        self._lost = {
+            node_id for node_id, node in prompt.items() if node["class_type"] in runs_twice
+        }
         self._rng = rng
         self._objects: dict[str, Any] = {}
         self._outputs: dict[str, Outputs] = {}
@@ -268,6 +273,9 @@ class Execution:
         return tuple(values)
 
     def _finish(self, node_id: str, outputs: Outputs, ui: dict[str, Any]) -> None:
+        if node_id in self._lost:  # its inputs are there, so it runs once more
+            self._lost.remove(node_id)
+            return
         self._outputs[node_id] = outputs
         if ui:
             self.ui[node_id] = ui

@@ -9,6 +9,7 @@ import pytest
 from comfy_cluster.work.host import Phase
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
+from tests.unit.work.whole import run_on_all
 
 LONG = """
     1 Photographs count=7
@@ -112,3 +113,54 @@ def test_after_a_failure_an_interrupt_and_a_loss() -> None:
             joined.hosts[2].computing.open()
             joined.bring_back(2)
             assert same(joined.run(prompt), expected)
+
+
+TWICE = """
+    1 Photographs count=7
+    2 Photographs count=7 seed=3
+    3 Masks images=2.0
+    4 ClusterFanOutImage images=1.0
+    5 ClusterFanOutMask masks=3.0
+    6 Compose images=4.0 masks=5.0
+    7 First images=1.0
+    8 ClusterBroadcastTensor tensor=7.0
+    9 ClusterListenTensorBroadcast
+    10 Compose images=6.0 masks=8.0
+    11 Compose images=10.0 masks=9.0
+    12 ClusterFanInImages images=11.0
+    13 ClusterGatherImages images=11.0
+    14 Save images=12.0
+"""
+RUN_TWICE = {
+    "a fan-out": ["ClusterFanOutImage"],
+    "both fan-outs": ["ClusterFanOutImage", "ClusterFanOutMask"],
+    "broadcasts": ["ClusterBroadcastTensor", "ClusterListenTensorBroadcast"],
+    "ends": ["ClusterFanInImages", "ClusterGatherImages"],
+    "in between": ["Compose"],
+}
+
+
+@pytest.mark.parametrize("what", RUN_TWICE)
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("instance", [0, 1])
+@pytest.mark.parametrize("seed", range(2))
+def test_nodes_that_run_twice_in_one_prompt(
+    what: str, is_whole: bool, instance: int, seed: int
+) -> None:
+    prompt = prompt_of(TWICE)
+    with Instances(3, seed=seed) as joined:
+        joined.hosts[instance].runs_twice = RUN_TWICE[what]
+        results = run_on_all(joined, prompt)[0] if is_whole else joined.run(prompt)
+    assert same(results, single_run(prompt))
+
+
+def test_the_leader_forgets_a_region_and_does_what_was_lost() -> None:
+    prompt = prompt_of(TWICE)
+    with Instances(2) as joined:
+        joined.leader.runs_twice = RUN_TWICE["ends"]
+        joined.hosts[1].validation.close()
+        prompt_id = joined.leader.queue(prompt)
+        joined.hosts[1].validation.wait_for()
+        joined.lose(1)
+        assert same(joined.results_of(prompt_id), single_run(prompt))
+        joined.hosts[1].validation.open()
