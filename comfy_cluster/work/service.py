@@ -222,9 +222,14 @@ class ClusterWork(Work):
                 return
             del self._queued[prompt_id]
             run = self._new_workflow_run(found.prompt, found.job_id)
-            self.follow_prompt(prompt_id, run)
             told = {k: v for k, v in found.extra_data.items() if k not in PRIVATE_EXTRA_DATA}
-            self._order_whole(run, told)
+            try:
+                # Before nodes know the run: they wait until its orders are accepted.
+                self._order_whole(run, told)
+            except BaseException as error:
+                self.close_run(run, str(error), succeeded=False)
+                raise
+            self.follow_prompt(prompt_id, run)
 
     def _on_queued_over(self, prompt_id: str, state: PromptState) -> None:
         if state.phase is Phase.SUCCEEDED:  # perhaps before anybody saw that it ran
