@@ -53,14 +53,6 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
-@pytest.fixture(scope="module")
-def unpacked(sdist: Path) -> Path:
-    """Its folder, in which the first build leaves the C file for the next ones."""
-    with tarfile.open(sdist) as archive:
-        archive.extractall(sdist.parent, filter="data")
-    return sdist.parent / sdist.name.removesuffix(".tar.gz")
-
-
 class Environment:
     """A fresh virtual environment that sees the running one's packages after its own."""
 
@@ -79,27 +71,24 @@ class Environment:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def install(self, source: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def install(self, archive: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--verbose"]
         options = ["--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed"]
-        return run([*pip, *options, str(source)], self.folder, **variables)
+        return run([*pip, *options, str(archive)], self.folder, **variables)
 
-    def install_without_compiler(
-        self, source: Path, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        """From a copy in which nothing was compiled yet."""
-        copy = self.folder / "copy"
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.so", "*.pyd"))
-        return self.install(copy, **NO_COMPILER, **variables)
+
+def installed(archive: Path, folder: Path, **variables: str) -> Environment:
+    environment = Environment(folder)
+    done = environment.install(archive, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return environment
 
 
 @pytest.fixture(scope="module")
-def compiled(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An installation that required the compiled engine."""
-    environment = Environment(tmp_path_factory.mktemp("compiled"))
-    done = environment.install(unpacked, COMFY_CLUSTER_REQUIRE_FASTPATH="1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return environment
+    folder = tmp_path_factory.mktemp("compiled")
+    return installed(sdist, folder, COMFY_CLUSTER_REQUIRE_FASTPATH="1")
 
 
 def source_files(suffixes: set[str]) -> set[str]:
@@ -172,17 +161,17 @@ def test_installed_benchmarks_run(compiled: Environment) -> None:
     assert json.loads(done.stdout)["tables"][0]["ways"][0]["way"] == "tcp"
 
 
-def test_without_a_compiler_the_twin_is_installed(unpacked: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_twin_is_installed(sdist: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)
-    done = environment.install_without_compiler(unpacked)
+    done = environment.install(sdist, **NO_COMPILER)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the compiled packet engine was NOT built" in done.stdout + done.stderr
     assert environment.read(ENGINE_IN_USE) == "pure Python"
 
 
-def test_without_a_compiler_a_required_engine_is_an_error(unpacked: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_a_required_engine_is_an_error(sdist: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path)
-    done = environment.install_without_compiler(unpacked, COMFY_CLUSTER_REQUIRE_FASTPATH="1")
+    done = environment.install(sdist, **NO_COMPILER, COMFY_CLUSTER_REQUIRE_FASTPATH="1")
     assert done.returncode != 0
     assert "/nonexistent/cc" in done.stdout + done.stderr
     assert not (environment.site / "comfy_cluster").exists()
