@@ -45,6 +45,8 @@ class BuildFastpath(build_ext):  # type: ignore[misc]
     """build_ext that knows each compiler's options and may do without the extension."""
 
     def build_extension(self, ext: Extension) -> None:
+        # The root's __init__.py makes Cython look for _fastpath.pxd one folder too high.
+        ext.cython_include_dirs = [str(ROOT)]
         ext.extra_compile_args = COMPILE_ARGS.get(self.compiler.compiler_type, [])
         ext.optional = engine_choice() is not EngineChoice.REQUIRE_COMPILED
         try:
