@@ -9,14 +9,13 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from comfy_cluster import codec
 from comfy_cluster.cluster.forecast import CodecSpeeds, Forecast, Journey, forecast_for
 from comfy_cluster.cluster.links import Link
-from comfy_cluster.cluster.recent import Kind, RecentChoices
 from comfy_cluster.codec.sample import Sample, begins_with_levels, take_sample
 from comfy_cluster.config import ClusterConfig, Codec, ImagePrecision
 
@@ -44,7 +43,7 @@ class Choice:
     """In parts, where the tensor's own memory is not sent."""
 
 
-REASONS = ("forced", "shared_memory", "local", "small", "recent", "forecast")
+REASONS = ("forced", "shared_memory", "local", "small", "forecast")
 
 
 class CodecChooser:
@@ -58,11 +57,8 @@ class CodecChooser:
         self._thread_count = thread_count
         self._lock = threading.Lock()  # guards the counters
         self._counts: Counter[str] = Counter()
-        self._recent: RecentChoices[Choice] = RecentChoices()
 
-    def quick_choice(
-        self, tensor: torch.Tensor, link: Link, *, is_image: bool = False
-    ) -> Choice | None:
+    def quick_choice(self, tensor: torch.Tensor, link: Link) -> Choice | None:
         """The choice where it needs no look at the tensor; None: `choose` does it."""
         if self._forced is not None:
             return self._forced_choice(self._forced, link)
@@ -73,17 +69,10 @@ class CodecChooser:
             # What is slow there is the processor, and a codec is one more thing for it to do.
             return Choice(RAW, "local", "it stays on this machine")
         seconds = tensor.nbytes / link.rate
-        small = Choice(RAW, "small", f"raw takes {seconds * 1e3:.1f} ms")
-        if seconds < WORTH_A_SAMPLE:
-            return small
-        if tensor.device.type != "cpu":  # a look at it has to wait for the device
-            return None
-        seems_levels = begins_with_levels(tensor)
-        if seconds < WORTH_A_SAMPLE_OF_VALUES and not self._is_rounding and not seems_levels:
-            return small
-        return self._recent.take(
-            Kind.of(tensor, link, seems_levels=seems_levels, is_image=is_image)
-        )
+        is_small = seconds < WORTH_A_SAMPLE
+        if not is_small and seconds < WORTH_A_SAMPLE_OF_VALUES and tensor.device.type == "cpu":
+            is_small = not self._is_rounding and not begins_with_levels(tensor)
+        return Choice(RAW, "small", f"raw takes {seconds * 1e3:.1f} ms") if is_small else None
 
     def _forced_choice(self, name: str, link: Link) -> Choice:
         if name in link.codecs and name in codec.available_codecs():
@@ -112,11 +101,7 @@ class CodecChooser:
         best = min(forecasts, key=lambda name: forecasts[name].seconds)
         chosen = best if forecasts[best].seconds < _MARGIN * forecasts[RAW].seconds else RAW
         text = _describe(forecasts, link)
-        choice = Choice(chosen, "forecast", text, is_cut=forecasts[chosen].is_cut)
-        if tensor.device.type == "cpu":
-            kind = Kind.of(tensor, link, seems_levels=begins_with_levels(tensor), is_image=is_image)
-            self._recent.put(kind, replace(choice, reason="recent"))
-        return choice
+        return Choice(chosen, "forecast", text, is_cut=forecasts[chosen].is_cut)
 
     def _journey(self, tensor: torch.Tensor, link: Link, sample: Sample) -> Journey:
         return Journey(

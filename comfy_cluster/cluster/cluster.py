@@ -212,6 +212,13 @@ class Cluster:
             waited = f"Not ready after {timeout:g} s. " if timeout else "Not ready. "
             raise DiscoveryError(f"{waited}{text}") from None
 
+    def declare_ready(self) -> None:
+        """Enough are connected: the leader says so by giving work, and it is what counts.
+
+        A follower may still wait for another one, which may never come.
+        """
+        self._membership.ready.set_result(None)
+
     # Jobs.
 
     @contextlib.contextmanager

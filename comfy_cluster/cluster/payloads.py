@@ -115,7 +115,7 @@ class Payloads:
         def begin(choice: Choice) -> Handle[None]:
             return self._send_as(choice, outgoing, peers, link)
 
-        quick = self._chooser.quick_choice(tensor, link, is_image=is_image)
+        quick = self._chooser.quick_choice(tensor, link)
         if quick is not None:
             return begin(quick)
 

@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 # Bytes of a part. Smaller ones overlap better, but each costs its sender and receiver messages of
-# 1 to 2 ms; this much takes 2 to 15 ms to encode.
+# 1 to 2 ms; this much takes 2 to 15 ms to encode. Half of an image of 1024x1024.
 PART_SIZE = 6 << 20
-# A lone tensor has no other parts to overlap with: it is cut into so many, as long as they do not
-# get smaller than half of the above. An image of 1024x1024 is four.
-_FEWEST_PARTS = 4
 LARGEST_PART_COUNT = 256  # of one tensor; parts get larger for that
 _AIMED_COUNT = LARGEST_PART_COUNT // 4  # slices that do not come out even make more
 
@@ -50,11 +47,10 @@ class Part:
 
 def parts_of(tensor: torch.Tensor) -> list[Part]:
     """Views of the parts of a tensor of any strides, in order; one if it is not worth cutting."""
+    size = max(PART_SIZE, tensor.nbytes // _AIMED_COUNT)
+    whole = tuple(tensor.shape)
     if tensor.nbytes <= PART_SIZE:
         return [Part(0, tensor, None)]
-    fewest = min(_FEWEST_PARTS, tensor.nbytes // (PART_SIZE // 2))
-    size = max(min(PART_SIZE, -(-tensor.nbytes // fewest)), tensor.nbytes // _AIMED_COUNT)
-    whole = tuple(tensor.shape)
     slices = list(_slices(whole, (), size // tensor.itemsize))
     parts, first = [], 0
     for index, place in enumerate(slices):

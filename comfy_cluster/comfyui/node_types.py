@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_cluster.work.host import NodeType
 from comfy_cluster.workflows.widgets import widgets_of
+
+logger = logging.getLogger("comfy_cluster.comfyui")
 
 UNKNOWN = NodeType(is_known=False)
 
@@ -14,7 +17,11 @@ def node_type_of(node_class: Any) -> NodeType:
     """Of a class of NODE_CLASS_MAPPINGS, V1 or V3; None: there is no such class."""
     if node_class is None:
         return UNKNOWN
-    input_types = node_class.INPUT_TYPES()
+    try:
+        input_types = node_class.INPUT_TYPES()
+    except Exception:  # another pack's code: its node says so when it runs
+        logger.warning("! INPUT_TYPES of %s fails", node_class.__name__, exc_info=True)
+        input_types = {}
     return NodeType(
         input_types={
             name: _type_name(specification)

@@ -122,7 +122,8 @@ def _state_in(entry: Mapping[str, Any]) -> PromptState:
             phase = Phase.INTERRUPTED if event == _INTERRUPTED else Phase.FAILED
             node = f"node {data.get('node_id')} ({data.get('node_type')})"
             message = str(data.get("exception_message", "")).strip()
-            return PromptState(phase, outputs, node, message or event.replace("_", " "))
+            error_type = str(data.get("exception_type", ""))
+            return PromptState(phase, outputs, node, message or event.replace("_", " "), error_type)
     if status.get("status_str", "success") == "success":
         return PromptState(Phase.SUCCEEDED, outputs)
     return PromptState(Phase.FAILED, outputs, "", "it failed, and ComfyUI does not say why")

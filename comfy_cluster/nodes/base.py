@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from comfy_cluster.work.run import NodeCall
+    from collections.abc import Mapping
+
+    from comfy_cluster.work.run import NodeCall, Run
     from comfy_cluster.work.work import Work
 
 InputTypes = dict[str, dict[str, Any]]
@@ -76,6 +78,10 @@ class ClusterNode:
         return self.work.call(
             node_id=str(plain["unique_id"]), prompt=plain["prompt"], dynprompt=plain["dynprompt"]
         )
+
+    async def run_of(self, inputs: Mapping[str, Any]) -> tuple[Run, NodeCall]:
+        """The run of the prompt that this call of the node belongs to, from all of its inputs."""
+        return await self.work.run_of(self.call(**{name: inputs[name] for name in HIDDEN}))
 
 
 class AlwaysRuns(ClusterNode):

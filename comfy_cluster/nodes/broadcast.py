@@ -37,11 +37,11 @@ class ClusterBroadcastTensor(AlwaysRuns):
 
     async def check_lazy_status(self, tensor: Any = None, **hidden: Any) -> list[str]:
         """The input, unless it comes from the leader."""
-        run, call = await self.work.run_of(self.call(**hidden))
+        run, call = await self.run_of(hidden)
         return ["tensor"] if run.needs_input(call) else []
 
     async def execute(self, tensor: Any = None, **hidden: Any) -> tuple[Any]:
-        run, call = await self.work.run_of(self.call(**hidden))
+        run, call = await self.run_of(hidden)
         return (await run.broadcast(call, tensor),)
 
 
@@ -63,7 +63,7 @@ class ClusterListenTensorBroadcast(AlwaysRuns):
         return {"required": {}, "hidden": HIDDEN}
 
     async def execute(self, **hidden: Any) -> tuple[Any]:
-        run, call = await self.work.run_of(self.call(**hidden))
+        run, call = await self.run_of(hidden)
         return (await run.listen(call),)
 
 
@@ -104,7 +104,7 @@ class ClusterBroadcastLoadedImage(AlwaysRuns):
         return get_host()
 
     async def execute(self, image: str, **hidden: Any) -> tuple[Any, Any]:
-        run, call = await self.work.run_of(self.call(**hidden))
+        run, call = await self.run_of(hidden)
         loaded = self.work.host.load_image(image) if run.needs_input(call) else None
         picture, mask = await run.broadcast(call, loaded)
         return (picture, mask)

@@ -30,8 +30,7 @@ class EndNode(AlwaysRuns):
         }
 
     async def execute(self, **inputs: Any) -> Any:
-        call = self.call(**{name: inputs[name] for name in HIDDEN})
-        run, call = await self.work.run_of(call)
+        run, call = await self.run_of(inputs)
         result = await self.collect(run, call, inputs[self.INPUT_NAME])
         if isinstance(result, Expansion):
             return {"result": (result.output,), "expand": result.nodes}

@@ -33,13 +33,11 @@ class FanOutNode(AlwaysRuns):
 
     async def check_lazy_status(self, **inputs: Any) -> list[str]:
         """The input, unless it comes from the leader."""
-        call = self.call(**{name: inputs[name] for name in HIDDEN})
-        run, call = await self.work.run_of(call)
+        run, call = await self.run_of(inputs)
         return [self.INPUT_NAME] if run.needs_input(call) else []
 
     async def execute(self, **inputs: Any) -> tuple[list[Any]]:
-        call = self.call(**{name: inputs[name] for name in HIDDEN})
-        run, call = await self.work.run_of(call)
+        run, call = await self.run_of(inputs)
         slices = await run.fan_out(call, self.KIND, inputs[self.INPUT_NAME])
         return (slices or [self.work.host.stop_blocked()],)
 

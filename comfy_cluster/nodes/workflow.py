@@ -12,7 +12,8 @@ from comfy_cluster.nodes.base import ANY, HIDDEN, AlwaysRuns, InputTypes, descri
 from comfy_cluster.work.run import Expansion
 
 _RESULTS = (
-    "What the output nodes of each instance made: by the instance's number, then by node id.",
+    "What the output nodes of each follower made: by the instance's number, then by node id. The "
+    "leader's own are on its page.",
 )
 
 

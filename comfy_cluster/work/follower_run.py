@@ -8,7 +8,7 @@ from comfy_cluster.cluster import Cluster, CollectiveKey
 from comfy_cluster.cluster.collectives import LEADER, Kind
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind, tell_positions
+from comfy_cluster.work.kinds import BatchKind, with_positions
 from comfy_cluster.work.orders import Order
 from comfy_cluster.work.run import NodeCall, wait
 
@@ -33,13 +33,8 @@ class FollowerRun:
         return received
 
     def _with_positions(self, values: list[Any]) -> list[Any]:
-        places = list(zip(self._order.first_items, self._order.item_counts, strict=True))
-        if len(values) != len(places):  # a list that is not the fan-out's: nothing is known of it
-            return values
-        return [
-            tell_positions(value, range(first, first + count))
-            for value, (first, count) in zip(values, places, strict=True)
-        ]
+        places = zip(self._order.first_items, self._order.item_counts, strict=True)
+        return with_positions(values, [range(first, first + count) for first, count in places])
 
     async def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
         if call.node_id not in self._sent:

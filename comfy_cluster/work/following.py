@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from comfy_cluster.cluster import Cluster
 from comfy_cluster.cluster.collectives import LEADER
 from comfy_cluster.errors import ClusterError, RemoteProtocolError
+from comfy_cluster.errors import PeerLost as PeerLostError
 from comfy_cluster.protocol.events import PeerLost
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.wire import MessageType
@@ -102,11 +103,12 @@ class Following:
                 return
             _remember(self._taken, order.job_id)
             self._works[order.job_id] = work
+        self._cluster.declare_ready()
         try:
             work.job.enter_context(self._cluster.job(order.job_id))
         except ClusterError as error:
             self._end(work)
-            self._tell(Trouble(order.job_id, Failure.NOT_READY.value, str(error)))
+            self._tell(Trouble(order.job_id, Failure.LOST.value, str(error)))
             return
         logger.info("< %d job %s: %d nodes", peer, order.job_id, len(order.prompt))
         self._add_run(order.prompt_id, work.run)
@@ -167,7 +169,7 @@ class Following:
         if state.phase is Phase.SUCCEEDED:
             self._tell_result(job_id, state)
             return
-        failure = Failure.FAILED if state.phase is Phase.FAILED else Failure.INTERRUPTED
+        failure = _failure_of(state)
         message = state.message or "it is no longer in the queue"
         self._tell(Trouble(job_id, failure.value, message, state.failed_node))
 
@@ -192,6 +194,17 @@ class Following:
             self._cluster.send_message(
                 LEADER, type(message).message_type, message.pack(), require_ack=require_ack
             )
+
+
+def _failure_of(state: PromptState) -> Failure:
+    if state.phase is not Phase.FAILED:
+        return Failure.INTERRUPTED
+    return Failure.LOST if state.error_type == _full_name(PeerLostError) else Failure.FAILED
+
+
+def _full_name(error_type: type[BaseException]) -> str:
+    """As ComfyUI's history names the type of what a node raised (`execution.full_type_name`)."""
+    return f"{error_type.__module__}.{error_type.__qualname__}"
 
 
 def _remember(jobs: OrderedDict[str, None], job_id: str) -> None:

@@ -48,6 +48,8 @@ class PromptState:
     """The node that failed or was interrupted, for people; empty if there is none."""
     message: str = ""
     """What it said."""
+    error_type: str = ""
+    """The full name of the type of what it raised; empty if it was interrupted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,19 @@ LATENTS = BatchKind(
 )
 
 
+def with_positions(latents: list[Any], parts: Sequence[range]) -> list[Any]:
+    """Latents with the positions of their items, one for each part that an instance works on.
+
+    Of a single part there may be several, made with the elements of a list from upstream. A list
+    of another length is not the fan-out's: nothing is known of it, and it stays as it is.
+    """
+    if len(parts) == 1:
+        parts = [parts[0]] * len(latents)
+    if len(latents) != len(parts):
+        return latents
+    return [tell_positions(latent, part) for latent, part in zip(latents, parts, strict=True)]
+
+
 def tell_positions(latent: Any, positions: range) -> Any:
     """The latent with the positions of its items in the whole batch, if it does not tell them."""
     fits = len(batches.latent_samples(_latent(latent))) == len(positions)

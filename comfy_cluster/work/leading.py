@@ -120,7 +120,7 @@ class Leading:
         if (assignment := self._assignments.get((trouble.job_id, peer))) is not None:
             logger.info("< %d job %s: %s", peer, trouble.job_id, trouble.message)
             assignment.is_over_there = True
-            if trouble.failure == Failure.NOT_READY.value:
+            if trouble.failure == Failure.LOST.value:
                 assignment.fail(PeerLost(f"instance {peer}: {trouble.message}", peer=peer))
             else:
                 assignment.fail(WorkflowError(_trouble_text(peer, trouble)))

@@ -147,8 +147,9 @@ class Failure(str, Enum):
 
     REFUSED = "refused"
     """It was never queued: something is missing there."""
-    NOT_READY = "not_ready"
-    """It was never queued: the instance is only just starting. Others do its share."""
+    LOST = "lost"
+    """The instance cannot take part: its own cluster has failed, or it lost another instance that
+    it needed. Others do its share, as if it were gone."""
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 

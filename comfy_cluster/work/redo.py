@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind, tell_positions
+from comfy_cluster.work.kinds import BatchKind, with_positions
 from comfy_cluster.work.plan import Outcome, RegionPlan
 from comfy_cluster.work.run import Expansion, NodeCall
 from comfy_cluster.work.shares import Piece, Share, join_pieces
@@ -70,9 +70,7 @@ class Redos:
         if node_id not in redo.positions:
             return redo.slices[node_id]
         parts = [redo.share.ranges[index] for index in redo.share.batches]
-        if len(values) != len(parts):
-            return values
-        return [tell_positions(value, part) for value, part in zip(values, parts, strict=True)]
+        return with_positions(values, parts)
 
     def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any] | Expansion:
         """What a copied end gives."""

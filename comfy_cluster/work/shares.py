@@ -134,6 +134,12 @@ def join_pieces(
                 "their order cannot be told. Fan out one batch, or join the lists before the fan-in"
             )
         return [value for piece in ordered for value in piece.values]
+    lengths = {len(piece.values) for piece in ordered}
+    if batch_count == 1 and len(lengths) == 1 and lengths != {1}:
+        # A list from upstream, such as of seeds, of which each instance has made its part.
+        columns = zip(*(piece.values for piece in ordered), strict=True)
+        instances = [piece.share.instance for piece in ordered]
+        return [_join(list(zip(instances, values, strict=True)), kind) for values in columns]
     joined = []
     for index in range(batch_count):
         parts = [(piece.share.instance, value) for piece, value in _parts_of(ordered, index)]

@@ -23,7 +23,7 @@ from comfy_cluster.config import OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_ended, all_of
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind, tell_positions
+from comfy_cluster.work.kinds import BatchKind, with_positions
 from comfy_cluster.work.leading import Assignment
 from comfy_cluster.work.plan import (
     Outcome,
@@ -181,9 +181,7 @@ class WorkflowRun:
         shares = self._shares_at(node_id)
         own = [share for share in shares if share.instance == self.members.own]
         parts = [own[0].ranges[index] for index in own[0].batches] if own else []
-        if len(values) != len(parts):  # a list that is not the fan-out's: nothing is known of it
-            return values
-        return [tell_positions(value, part) for value, part in zip(values, parts, strict=True)]
+        return with_positions(values, parts)
 
     def _handled(self, kind: Kind) -> set[str]:
         return {node_id for node_id, each in self._handles if each is kind}

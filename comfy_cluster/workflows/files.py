@@ -8,7 +8,7 @@ from typing import Any
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.workflows.prompt import Prompt, ancestors_of, link_of, name_of
 from comfy_cluster.workflows.regions import BROADCASTS, ENDS, FAN_OUTS
-from comfy_cluster.workflows.ui_format import to_prompt
+from comfy_cluster.workflows.ui_format import is_ui_format, to_prompt
 
 EXECUTE = "ClusterExecuteWorkflow"
 EXECUTE_CURRENT = "ClusterExecuteCurrentWorkflow"
@@ -29,7 +29,7 @@ def file_prompt(
 def _prompt_of(
     workflow_path: str, workflow: Any, node_type: Callable[[str], Any]
 ) -> dict[str, dict[str, Any]]:
-    if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
+    if is_ui_format(workflow):
         return to_prompt(workflow, node_type)
     is_prompt = isinstance(workflow, dict) and all(
         isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
@@ -72,7 +72,7 @@ def with_inputs(
         node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()
     }
     for place, value in inputs.items():
-        node_id, _, name = str(place).rpartition(".")
+        node_id, name = _split_place(str(place), changed)
         if node_id not in changed:
             raise WorkflowError(
                 f"inputs: {place!r} names no node of {workflow_path}; it has "
@@ -88,6 +88,16 @@ def with_inputs(
             raise WorkflowError(f"inputs: {place!r} must be a value, not a link")
         known[name] = value
     return changed
+
+
+def _split_place(place: str, prompt: Prompt) -> tuple[str, str]:
+    """Node id and input name, both of which may have dots."""
+    splits = [(place[:at], place[at + 1 :]) for at, letter in enumerate(place) if letter == "."]
+    for node_id, name in splits:
+        if node_id in prompt and name in prompt[node_id]["inputs"]:
+            return node_id, name
+    node_id, _, name = place.rpartition(".")
+    return node_id, name
 
 
 def check_waits(prompt: Prompt) -> None:

@@ -99,7 +99,9 @@ def test_a_peer_that_leaves_is_named_by_everything_that_needs_it() -> None:
 
 
 def test_the_lost_instance_is_blamed_and_not_the_one_that_noticed_first() -> None:
-    with running_clusters(3, shared_memory=SharedMemory.OFF) as (leader, survivor, lost):
+    patient = {"heartbeat_interval": 5.0, "instance_timeout": WAIT}  # however busy the machine is
+    with running_clusters(3, shared_memory=SharedMemory.OFF, **patient) as clusters:
+        leader, survivor, lost = clusters
         handle = leader.all_gather(KEY, torch.zeros(1))
         survivor.all_gather(KEY, torch.zeros(20_000_000))
         lost.all_gather(KEY, torch.zeros(1))

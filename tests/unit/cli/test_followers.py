@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -23,8 +24,14 @@ def followers(code: str, *names: str) -> Followers:
     return Followers(environs, command=[sys.executable, "-c", code])
 
 
-def children() -> list[psutil.Process]:
-    return list(psutil.Process().children())
+Children = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def children() -> Children:
+    """Those that this test started: others keep some for the whole session."""
+    others = set(psutil.Process().children())
+    return lambda: [each for each in psutil.Process().children() if each not in others]
 
 
 def wait_for_an_end(team: Followers) -> PeerLost:
@@ -36,7 +43,7 @@ def wait_for_an_end(team: Followers) -> PeerLost:
     return raised.value
 
 
-def test_they_end_when_the_context_is_left() -> None:
+def test_they_end_when_the_context_is_left(children: Children) -> None:
     with followers(OBEDIENT, "a", "b") as team:
         started = children()
         assert len(started) == 2
@@ -44,7 +51,7 @@ def test_they_end_when_the_context_is_left() -> None:
     assert not any(process.is_running() for process in started)
 
 
-def test_an_exception_kills_them() -> None:
+def test_an_exception_kills_them(children: Children) -> None:
     with pytest.raises(KeyboardInterrupt), followers(STUBBORN, "a", "b"):
         started = children()
         raise KeyboardInterrupt
@@ -62,13 +69,13 @@ def test_one_that_fails_is_named_with_what_it_wrote() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no signals")
-def test_one_that_is_killed_is_named_with_the_signal() -> None:
+def test_one_that_is_killed_is_named_with_the_signal(children: Children) -> None:
     with pytest.raises(PeerLost, match="was killed by SIGTERM"), followers(STUBBORN, "a") as team:
         children()[0].terminate()
         raise wait_for_an_end(team)
 
 
-def test_a_command_that_does_not_exist_leaves_nothing_behind() -> None:
+def test_a_command_that_does_not_exist_leaves_nothing_behind(children: Children) -> None:
     team = Followers([dict(os.environ)], command=["/nonexistent/python"])
     with pytest.raises(FileNotFoundError), team:
         pass

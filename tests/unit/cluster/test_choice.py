@@ -56,14 +56,6 @@ def test_floats_of_a_few_milliseconds_go_raw_without_a_look() -> None:
     assert choice(NOISE, slower).reason == "forecast"
 
 
-def test_tensors_like_the_last_one_go_as_it_did_without_a_look() -> None:
-    choosing, on = chooser(), link(12e6)
-    looked = choosing.choose(photograph(), on, is_image=False)
-    again = choosing.quick_choice(photograph(), on)
-    assert again == dataclasses.replace(looked, reason="recent")
-    assert choosing.quick_choice(NOISE, on) is None
-
-
 def test_what_shares_memory_goes_raw() -> None:
     found = choice(photograph(), link(1e3, shares_memory=True))
     assert (found.codec, found.reason) == ("raw", "shared_memory")

@@ -107,7 +107,7 @@ def test_not_ready_names_who_is_missing_and_why() -> None:
         joined.network.connect(0, 1)
         assert joined.network.flush(WAIT)
         expected = (
-            r"Not ready after 0 s\. Connected: 2/4 instances, 4 are needed; missing: "
+            r"Not ready\. Connected: 2/4 instances, 4 are needed; missing: "
             r"instance 2 \(127\.0\.0\.1:9002\), "
             r"instance 3 \(127\.0\.0\.1:9003\) \[cannot resolve its name\]"
         )

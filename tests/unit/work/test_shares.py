@@ -128,9 +128,21 @@ def test_lists_that_the_region_made_are_strung_together() -> None:
 
 
 def test_results_that_are_not_as_many_as_the_batches() -> None:
-    pieces = [Piece(Share(2, (range(2),)), [numbered(1), numbered(1)])]
+    pieces = [
+        Piece(Share(1, (range(2),)), [numbered(1)]),
+        Piece(Share(2, (range(2, 4),)), [numbered(1), numbered(1)]),
+    ]
     with pytest.raises(WorkflowError, match="instance 2 sent 2 results for the 1 batches"):
         join_pieces(pieces, IMAGES, batch_count=1, makes_list=False)
+
+
+def test_a_list_from_upstream_is_joined_element_by_element() -> None:
+    pieces = [
+        Piece(Share(2, (range(2, 3),)), [numbered(1, 2), numbered(1, 12)]),
+        Piece(Share(1, (range(2),)), [numbered(2), numbered(2, 10)]),
+    ]
+    joined = join_pieces(pieces, IMAGES, batch_count=1, makes_list=False)
+    assert [numbers(each) for each in joined] == [[0, 1, 2], [10, 11, 12]]
 
 
 def test_results_that_do_not_fit_together_are_told_by_instance() -> None:
