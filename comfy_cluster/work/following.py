@@ -178,8 +178,8 @@ class Following:
             self._tell(Result(job_id, state.outputs))
         except Exception as error:  # outputs are what nodes of others left in the history
             logger.exception("! the outputs of job %s cannot be told", job_id)
-            message = f"it ran, but what its nodes left in the history cannot be sent: {error!r}"
-            self._tell(Trouble(job_id, Failure.FAILED.value, message))
+            told = f"left something in the history that cannot be sent: {error!r}"
+            self._tell(Result(job_id, {each: {"error": told} for each in state.outputs}))
 
     def _end(self, work: _Work) -> None:
         with self._lock:

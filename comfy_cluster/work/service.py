@@ -42,6 +42,9 @@ from comfy_cluster.workflows.subgraphs import expand_all
 
 # Seconds that a prompt waits for the other instances: users start them all at once.
 READY_TIMEOUT = 60.0
+# Id of the node that "Queue Cluster" adds to the leader's prompt, to wait for the followers. No
+# page has one like it.
+LAST_NODE = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +201,12 @@ class ClusterWork(Work):
 
     def _queue_here(self, prompt_id: str, found: _Queued) -> Handle[None]:
         self._queued[prompt_id] = found
-        queued = self.host.submit(
-            copy.deepcopy(found.prompt), prompt_id, extra_data=found.extra_data, is_first=False
-        )
+        prompt: dict[str, Any] = copy.deepcopy(dict(found.prompt))
+        if not any(node.get("class_type") == EXECUTE_CURRENT for node in prompt.values()):
+            # It is over here when it is over everywhere: until then it can be interrupted, and
+            # what goes wrong on a follower fails it.
+            prompt[LAST_NODE] = {"class_type": EXECUTE_CURRENT, "inputs": {"trigger": ""}}
+        queued = self.host.submit(prompt, prompt_id, extra_data=found.extra_data, is_first=False)
         queued.add_done_callback(lambda done: self._on_queued(prompt_id, done))
         return queued
 

@@ -12,10 +12,14 @@ from comfy_cluster.work.orders import Cancel, Order, OrderKind, Progress, Result
 from tests.unit.work.gates import WAIT
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
-from tests.unit.work.whole import queue_on_all
 
 OWN = prompt_of("1 Photographs count=1\n2 Save images=1.0")
-NEVER_JSON = prompt_of("1 Photographs count=1\n2 Circle images=1.0")
+NEVER_JSON = prompt_of("""
+    1 Photographs count=1
+    2 Circle images=1.0
+    3 ClusterExecuteCurrentWorkflow trigger=1.0
+    4 Save images=3.0
+""")
 OF_WORK = [
     MessageType.DISTRIBUTE_PROMPT,
     MessageType.EXECUTE_WORKFLOW,
@@ -127,10 +131,11 @@ def test_an_order_that_cannot_be_understood_is_refused() -> None:
     assert "Is it of the same version?" in trouble.message
 
 
-def test_outputs_that_cannot_be_sent_end_the_job_all_the_same() -> None:
+def test_outputs_that_cannot_be_sent_are_told_as_such() -> None:
     with Instances(2) as joined:
-        joined.results_of(queue_on_all(joined, NEVER_JSON))
+        results = joined.run(NEVER_JSON)["4"]
         joined.wait_until_over()
+    assert "cannot be sent" in results[0]["1"]["2"]["error"]
 
 
 def test_a_check_queues_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -248,8 +249,29 @@ def test_an_error_on_a_follower_fails_what_waits_on_the_leader() -> None:
     with Instances(3) as joined:
         joined.hosts[2].fails = True
         state = failure_on_all(joined, prompt_of(FAILING))
-    assert state.failed_node == "node 5 (ClusterFanInImages)"
     assert state.message == "instance 2, node 3 (Fail): out of paint"
+
+
+def test_it_ends_on_the_leader_when_it_has_ended_everywhere() -> None:
+    alone = prompt_of("1 Photographs count=1\n2 Wait images=1.0\n3 Save images=2.0")
+    with Instances(3) as joined:
+        joined.hosts[2].computing.close()
+        prompt_id = queue_on_all(joined, alone)
+        joined.hosts[2].computing.wait_for()
+        while "3" not in joined.leader.last.saved:
+            time.sleep(0.001)
+        assert joined.leader.state_of(prompt_id).phase is Phase.RUNNING
+        joined.leader.interrupt()
+        assert joined.leader.wait_for(prompt_id).phase is Phase.INTERRUPTED
+        assert joined.hosts[2].wait_for(joined.hosts[2].started[0]).phase is Phase.INTERRUPTED
+
+
+def test_an_error_that_nothing_waits_for_fails_it_on_the_leader() -> None:
+    prompt = prompt_of("1 Photographs count=1\n2 Fail images=1.0\n3 Save images=2.0")
+    with Instances(3) as joined:
+        joined.hosts[2].fails = True
+        state = failure_on_all(joined, prompt)
+    assert state.message == "instance 2, node 2 (Fail): out of paint"
 
 
 def test_an_error_on_the_leader_stops_the_followers() -> None:
