@@ -105,7 +105,7 @@ def test_photographs_go_through_every_collective_at_once(codec: Codec, count: in
 def test_a_broadcast_goes_in_parts_and_is_smaller_than_its_tensor(codec: Codec, count: int) -> None:
     batch = photographs()
     part_count = len(codecs.parts_of(batch))
-    assert part_count > 3
+    assert part_count > 2
     with running_clusters(count, codec=codec, **OVER_UDP) as (leader, *followers):
         received = [each.broadcast(key("1")) for each in followers]
         assert leader.broadcast(key("1"), batch).result(WAIT) is batch
