@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from comfy_cluster.workflows.prompt import Prompt
 logger = logging.getLogger("comfy_cluster.comfyui")
 
 _WORKFLOW_FOLDER = ("default", "workflows")  # below the user folder; ComfyUI's only user
+WARNING_EVENT = "cluster.warning"  # to the page: web/failures.mjs
 
 
 class ComfyHost:
@@ -142,10 +143,16 @@ class ComfyHost:
         # It clears the flag, and raises; whoever only looks must not.
         comfy.model_management.throw_exception_if_processing_interrupted()
 
+    def is_alone(self, prompt_id: str, node_ids: Collection[str]) -> bool:
+        return progress.running_nodes(prompt_id) <= set(node_ids)
+
     def show_progress(
         self, prompt_id: str, node_id: str, value: float, maximum: float, text: str
     ) -> None:
         progress.show(self._server, prompt_id, node_id, value=value, maximum=maximum, text=text)
+
+    def show_warning(self, text: str) -> None:
+        self._server.send_sync(WARNING_EVENT, {"text": text}, self._server.client_id)
 
     def stop_blocked(self) -> Any:
         return ExecutionBlocker(None)

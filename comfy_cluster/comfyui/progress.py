@@ -23,6 +23,15 @@ def fraction_of(prompt_id: str) -> float:
     return min(1.0, done / count) if count else 0.0
 
 
+def running_nodes(prompt_id: str) -> set[str]:
+    """Nodes of the running prompt that are at work; those that wait for lazy inputs too."""
+    registry: Any = comfy_progress.get_progress_state()
+    if registry.prompt_id != prompt_id:
+        return set()
+    running = comfy_progress.NodeState.Running
+    return {node_id for node_id, state in list(registry.nodes.items()) if state["state"] == running}
+
+
 def show(
     server: Any, prompt_id: str, node_id: str, *, value: float, maximum: float, text: str
 ) -> None:

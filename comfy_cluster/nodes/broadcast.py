@@ -106,5 +106,6 @@ class ClusterBroadcastLoadedImage(AlwaysRuns):
     async def execute(self, image: str, **hidden: Any) -> tuple[Any, Any]:
         run, call = await self.run_of(hidden)
         loaded = self.work.host.load_image(image) if run.needs_input(call) else None
-        picture, mask = await run.broadcast(call, loaded)
-        return (picture, mask)
+        found = await run.broadcast(call, loaded)
+        is_pair = isinstance(found, (tuple, list))
+        return tuple(found) if is_pair else (found, found)  # blocked: it did not run on the leader

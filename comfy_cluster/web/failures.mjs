@@ -13,6 +13,7 @@ import { showTrouble } from "./notices.mjs";
 
 const PATIENCE_MS = 2000; // The page asks for the list of jobs right after a job has ended.
 const KEPT_COUNT = 500;
+const WARNING_EVENT = "cluster.warning"; // Of comfyui/host.py.
 
 /**
  * @typedef {object} Failure What ComfyUI tells of a failed prompt.
@@ -38,6 +39,12 @@ export function expectJob(promptId) {
 /** Starts to listen; once, when the page is set up. */
 export function watchFailures() {
   api.addEventListener("execution_error", keepFailure);
+  api.addEventListener(WARNING_EVENT, showWarning);
+}
+
+/** @param {CustomEvent<{ text: string }>} event What went wrong, without failing a job. */
+function showWarning({ detail: { text } }) {
+  showTrouble("warn", "ComfyUI Cluster", text);
 }
 
 /** @param {CustomEvent<Failure>} event */

@@ -17,7 +17,7 @@ from comfy_cluster.work.host import Phase, PromptState
 from comfy_cluster.work.run import Expansion, NodeCall, Run, wait
 from comfy_cluster.workflows.files import file_prompt, with_inputs
 from comfy_cluster.workflows.prompt import Prompt, name_of
-from comfy_cluster.workflows.rewrite import RECEIVED, with_outputs_only, with_prefix
+from comfy_cluster.workflows.rewrite import RECEIVED, comes_after, with_outputs_only, with_prefix
 from comfy_cluster.workflows.subgraphs import expand_all
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NODE = "ClusterExecuteWorkflow"
 _RESULTS = "results"
-_NO_OUTPUT = 10_000  # index of an output: more than any node has
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class FileRuns:
         """
         found = self._find(call)
         if found is not None and call.node_id == found.prefix + _RESULTS:
-            return await self._results(found)
+            return await self._results(found, call)
         work = self._work
         if work.instance_index != 0:
             return {}  # the leader's order brings the file here
@@ -124,17 +123,16 @@ class FileRuns:
 
     def _expansion(self, found: _FileRun) -> Expansion:
         nodes = with_prefix(found.prompt, found.prefix)
-        # Links to outputs that no node has: they say what comes first, and carry nothing.
-        after = {f"after_{index}": [node_id, _NO_OUTPUT] for index, node_id in enumerate(nodes)}
+        after = comes_after(nodes)
         results = found.prefix + _RESULTS
         nodes[results] = {"class_type": NODE, "inputs": {"workflow_path": RECEIVED, **after}}
         return Expansion(nodes, [results, 0])
 
-    async def _results(self, found: _FileRun) -> dict[str, Any]:
+    async def _results(self, found: _FileRun, call: NodeCall) -> dict[str, Any]:
         own: dict[str, Any] = {"0": {}}
         if found.run is None:
             return own
-        results = await wait(found.run.results(), self._work.host)
+        results = await found.run.wait_for_followers(call)
         self._end(found, "the workflow is over", succeeded=True)
         return own | results
 

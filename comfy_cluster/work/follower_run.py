@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
@@ -21,6 +22,7 @@ class FollowerRun:
         self._cluster = cluster
         self._host = host
         self._received: dict[str, Handle[Any]] = {}
+        self._for_all: dict[str, list[bool]] = {}  # by fan-out, of each batch
         self._sent: dict[str, Handle[None]] = {}
 
     def needs_input(self, call: NodeCall) -> bool:
@@ -28,13 +30,22 @@ class FollowerRun:
 
     async def fan_out(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
         if call.node_id in self._order.positions:
-            return self._with_positions(values)
-        received: list[Any] = await self._receive(call, Kind.FAN_OUT)
-        return received
+            return self._with_positions(values, self._order.positions[call.node_id])
+        for_all, slices = await self._receive(call, Kind.FAN_OUT)
+        self._for_all[call.node_id] = for_all
+        return list(slices)
 
-    def _with_positions(self, values: list[Any]) -> list[Any]:
+    def _with_positions(self, values: list[Any], fan_outs: Sequence[str]) -> list[Any]:
+        """`fan_outs`: what the latents are made of; single items of those stay at position 0."""
+        for_all = [self._for_all[each] for each in fan_outs if each in self._for_all]
         places = zip(self._order.first_items, self._order.item_counts, strict=True)
-        return with_positions(values, [range(first, first + count) for first, count in places])
+        parts = [
+            range(1)
+            if for_all and all(each[index] for each in for_all)
+            else range(first, first + count)
+            for index, (first, count) in enumerate(places)
+        ]
+        return with_positions(values, parts)
 
     async def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any]:
         if call.node_id not in self._sent:

@@ -21,7 +21,7 @@ from comfy_cluster.errors import ClusterError, RemoteProtocolError
 from comfy_cluster.errors import PeerLost as PeerLostError
 from comfy_cluster.protocol.events import PeerLost
 from comfy_cluster.transport.handle import Handle
-from comfy_cluster.wire import MessageType
+from comfy_cluster.wire import LARGEST_MESSAGE_PAYLOAD, MessageType
 from comfy_cluster.work.host import Host, Phase, PromptState
 from comfy_cluster.work.orders import (
     Cancel,
@@ -174,12 +174,18 @@ class Following:
         self._tell(Trouble(job_id, failure.value, message, state.failed_node))
 
     def _tell_result(self, job_id: str, state: PromptState) -> None:
+        result = Result(job_id, state.outputs)
         try:
-            self._tell(Result(job_id, state.outputs))
+            size = len(result.pack())
+            if size > LARGEST_MESSAGE_PAYLOAD:
+                raise ValueError(
+                    f"it has {size >> 20} MiB, at most {LARGEST_MESSAGE_PAYLOAD >> 20} can go"
+                )
         except Exception as error:  # outputs are what nodes of others left in the history
             logger.exception("! the outputs of job %s cannot be told", job_id)
             told = f"left something in the history that cannot be sent: {error!r}"
-            self._tell(Result(job_id, {each: {"error": told} for each in state.outputs}))
+            result = Result(job_id, {each: {"error": told} for each in state.outputs})
+        self._tell(result)
 
     def _end(self, work: _Work) -> None:
         with self._lock:

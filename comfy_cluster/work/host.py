@@ -6,7 +6,7 @@ otherwise; nothing blocks for longer than a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -137,10 +137,16 @@ class Host(Protocol):
     def raise_if_interrupted(self) -> None:
         """Raises ComfyUI's own exception if the running prompt is to stop. In nodes only."""
 
+    def is_alone(self, prompt_id: str, node_ids: Collection[str]) -> bool:
+        """Whether no other nodes of the running prompt than these are at work at this moment."""
+
     def show_progress(
         self, prompt_id: str, node_id: str, value: float, maximum: float, text: str
     ) -> None:
         """Shows progress on a node of the running prompt; nothing if another one runs."""
+
+    def show_warning(self, text: str) -> None:
+        """Shows it on the page, beside what runs; any thread."""
 
     def free_now(self, *, unload_models: bool, free_memory: bool) -> None:
         """Frees memory at once. In nodes only."""

@@ -112,7 +112,7 @@ class LeaderRun:
         outcome = await self._outcome_of(run, call)
         own = Piece(run.own_share, values)
         outcome = replace(outcome, pieces=(own, *outcome.pieces))
-        run.warn_of_order(outcome.pieces, kind)
+        run.warn_of_order(call.node_id, outcome.pieces, kind)
         self._show_progress(run, call)
         return self._redos.finish(plan, run, call.node_id, call, kind, outcome)
 
@@ -154,7 +154,7 @@ class LeaderRun:
         source = broadcast_heard_by(
             {**will_run, call.node_id: call.prompt[call.node_id]}, call.node_id
         )
-        value = await wait(self._broadcasts.of(source), self._host)
+        value = await self._broadcasts.hear(source, call, self._host)
         return await self.broadcast(call, value)
 
     def close(self, reason: str, *, succeeded: bool = False) -> None:

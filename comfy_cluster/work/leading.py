@@ -21,7 +21,16 @@ from comfy_cluster.errors import (
 from comfy_cluster.protocol.events import PeerLost as PeerLostEvent
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.wire import MessageType
-from comfy_cluster.work.orders import Cancel, Failure, Order, OrderKind, Progress, Result, Trouble
+from comfy_cluster.work.orders import (
+    Cancel,
+    Failure,
+    Order,
+    OrderKind,
+    Progress,
+    Result,
+    Trouble,
+    job_id_in,
+)
 
 logger = logging.getLogger("comfy_cluster.work")
 
@@ -100,22 +109,33 @@ class Leading:
 
     # On the control thread.
 
+    def _parsed(self, parse: Callable[[bytes], Any], peer: int, payload: bytes) -> Any:
+        """None: it makes no sense, and the work that it is about fails, if that can be told."""
+        try:
+            return parse(payload)
+        except RemoteProtocolError as error:
+            logger.debug("< %d message dropped: %s", peer, error)
+            assignment = self._assignments.get((job_id_in(payload), peer))
+            if assignment is not None:
+                assignment.fail(WorkflowError(f"instance {peer}: {error}"))
+            return None
+
     def _on_progress(self, peer: int, payload: bytes) -> None:
-        if (progress := _parsed(Progress.parse, peer, payload)) is None:
+        if (progress := self._parsed(Progress.parse, peer, payload)) is None:
             return
         if (assignment := self._assignments.get((progress.job_id, peer))) is not None:
             assignment.fraction = max(assignment.fraction, progress.fraction)
             assignment.accepted.set_result(None)
 
     def _on_result(self, peer: int, payload: bytes) -> None:
-        if (result := _parsed(Result.parse, peer, payload)) is None:
+        if (result := self._parsed(Result.parse, peer, payload)) is None:
             return
         if (assignment := self._assignments.get((result.job_id, peer))) is not None:
             assignment.is_over_there = True
             assignment.finish(result.outputs)
 
     def _on_trouble(self, peer: int, payload: bytes) -> None:
-        if (trouble := _parsed(Trouble.parse, peer, payload)) is None:
+        if (trouble := self._parsed(Trouble.parse, peer, payload)) is None:
             return
         if (assignment := self._assignments.get((trouble.job_id, peer))) is not None:
             logger.info("< %d job %s: %s", peer, trouble.job_id, trouble.message)
@@ -136,14 +156,6 @@ class Leading:
             assignment.fail(PeerLost(f"{assignment.finished.description}: {text}", peer=event.peer))
 
 
-def _parsed(parse: Callable[[bytes], Any], peer: int, payload: bytes) -> Any:
-    try:
-        return parse(payload)
-    except RemoteProtocolError as error:
-        logger.debug("< %d message dropped: %s", peer, error)
-        return None
-
-
 def _fail_unless_sent(assignment: Assignment, sent: Handle[None]) -> None:
     error = sent.exception()
     if error is not None:
@@ -157,3 +169,8 @@ def _trouble_text(peer: int, trouble: Trouble) -> str:
     if trouble.failure == Failure.INTERRUPTED.value:
         return f"instance {peer}{where}: the work was interrupted there"
     return f"instance {peer}{where}: {trouble.message}"
+
+
+def unless_lost(error: BaseException) -> Handle[None]:
+    """For `Handle.recover`: a lost instance is no failure, others do its share."""
+    return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)

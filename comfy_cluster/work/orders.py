@@ -7,7 +7,7 @@ that cannot be wrong, or raises RemoteProtocolError. docs/protocol.md lists the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
@@ -80,8 +80,8 @@ class Order(_Payload):
     """Regions: for each batch of the fanned-out list the position of the receiver's first item."""
     item_counts: tuple[int, ...] = ()
     """Regions: how many items of each the receiver gets."""
-    positions: tuple[str, ...] = ()
-    """Nodes that tell positions."""
+    positions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Nodes that tell positions, each with the fan-outs whose slices its latents are made of."""
     extra_data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,7 +89,10 @@ class Order(_Payload):
         OrderKind(self.kind)
         for name in ("members", "first_items", "item_counts"):
             object.__setattr__(self, name, _integers(getattr(self, name)))
-        object.__setattr__(self, "positions", _texts(self.positions))
+        if not isinstance(self.positions, Mapping):
+            raise ValueError("positions is no object")
+        told = {node_id: _texts(fan_outs) for node_id, fan_outs in self.positions.items()}
+        object.__setattr__(self, "positions", told)
         if len(self.first_items) != len(self.item_counts):
             raise ValueError("first_items and item_counts differ in length")
         if not isinstance(self.extra_data, Mapping):

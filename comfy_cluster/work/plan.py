@@ -8,7 +8,7 @@ given to them when those ends have their results, and regions that need each oth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from comfy_cluster.work.shares import Piece, Share
 from comfy_cluster.workflows.broadcasts import LISTEN, broadcast_heard_by
 from comfy_cluster.workflows.prompt import Prompt, ancestors_of, name_of, readers_in
 from comfy_cluster.workflows.regions import BROADCASTS, ENDS, FAN_OUTS, Region, find_regions
-from comfy_cluster.workflows.rewrite import Birth, find_births
+from comfy_cluster.workflows.rewrite import Birth, find_births, makes_list, reader_of_other_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class RegionPlan:
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     waits_for: tuple[str, ...] = ()
     """Ends of other regions that it comes after."""
+    other_list: str | None = None
+    """A node that reads a list which is not fanned out."""
+    mixed_ends: tuple[str, ...] = ()
+    """Ends that get lists within such a list: one machine strings them together in another order
+    than instance by instance."""
 
     @classmethod
     def without_fan_outs(cls, prompt: Prompt, end: str) -> RegionPlan:
@@ -57,12 +62,16 @@ def plan_regions(prompt: Prompt, host: Host) -> list[RegionPlan]:
     for region in regions:
         given = (*region.fan_outs, *region.broadcasts)
         before = ancestors_of(heard, given, stops=frozenset()) & ends.keys()
+        other_list = reader_of_other_list(prompt, region, host.node_type)
+        lists = [end for end in region.ends if makes_list(prompt, region, end, host.node_type)]
         plans.append(
             RegionPlan(
                 prompt,
                 region,
                 tuple(find_births(prompt, region, host.node_type)),
                 waits_for=tuple(sorted(before - set(region.ends))),
+                other_list=other_list,
+                mixed_ends=() if other_list is None else tuple(lists),
             )
         )
     _check_order(plans)
@@ -90,7 +99,34 @@ def shares_readers(prompt: Prompt, fan_out: str) -> bool:
 
 def births_in(prompt: Prompt, host: Host) -> list[Birth]:
     """Latents that are born behind fan-outs, in a workflow that runs whole."""
-    fan_outs = _of_classes(prompt, FAN_OUTS)
+    return find_births(prompt, _behind(prompt, _of_classes(prompt, FAN_OUTS)), host.node_type)
+
+
+def other_list_behind(prompt: Prompt, fan_out: str, host: Host) -> str | None:
+    """`RegionPlan.other_list` of what is behind one fan-out, in a workflow that runs whole."""
+    return reader_of_other_list(prompt, _behind(prompt, {fan_out}), host.node_type)
+
+
+def other_list_text(prompt: Prompt, reader: str) -> str:
+    """What is wrong with a list that is cut beside another one, for people."""
+    return (
+        f"a list of several batches is fanned out, of which instances get some, and "
+        f"{name_of(prompt, reader)} reads another list: ComfyUI pairs the elements of lists by "
+        "their place, which would be another one on each instance. Fan the other list out too, or "
+        "join the batches to one before the fan-out"
+    )
+
+
+def mixed_lists_text(prompt: Prompt, end: str) -> str:
+    """What a user is told of one of `RegionPlan.mixed_ends`."""
+    return (
+        f"{name_of(prompt, end)} gets lists that nodes of the region make of each element of "
+        "another list: on one machine their order may be another one"
+    )
+
+
+def _behind(prompt: Prompt, fan_outs: Collection[str]) -> Region:
+    """Everything behind fan-outs up to the next collectives, and what that reads besides."""
     collectives = _of_classes(prompt, FAN_OUTS | ENDS | BROADCASTS)
     readers = readers_in(prompt)
     inner: set[str] = set()
@@ -99,8 +135,8 @@ def births_in(prompt: Prompt, host: Host) -> list[Birth]:
         new = readers[waiting.pop()] - collectives - inner
         inner |= new
         waiting += new
-    region = Region(tuple(sorted(fan_outs)), (), tuple(sorted(inner)), ())
-    return find_births(prompt, region, host.node_type)
+    upstream = ancestors_of(prompt, inner, stops=collectives) - inner - collectives
+    return Region(tuple(sorted(fan_outs)), (), tuple(sorted(inner)), tuple(sorted(upstream)))
 
 
 def _of_classes(prompt: Prompt, classes: frozenset[str]) -> frozenset[str]:

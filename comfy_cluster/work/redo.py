@@ -21,7 +21,7 @@ from comfy_cluster.work.plan import Outcome, RegionPlan
 from comfy_cluster.work.run import Expansion, NodeCall
 from comfy_cluster.work.shares import Piece, Share, join_pieces
 from comfy_cluster.workflows.regions import GATHERS
-from comfy_cluster.workflows.rewrite import makes_list, nodes_for_leader
+from comfy_cluster.workflows.rewrite import Birth, makes_list, nodes_for_leader
 from comfy_cluster.workflows.subgraphs import COLLECTS, USE
 
 
@@ -34,6 +34,9 @@ class Source(Protocol):
 
     def slices_of(self, share: Share) -> Mapping[str, list[Any]]:
         """By fan-out the values of a share."""
+
+    def positions_of(self, share: Share, birth: Birth) -> list[range]:
+        """By batch of a share the positions of a latent that is born of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ class _Redo:
     """All else, and the shares that come after this one."""
     slices: Mapping[str, list[Any]]
     """By the copy of a fan-out."""
-    positions: frozenset[str]
-    """Copies that tell positions."""
+    positions: Mapping[str, list[range]]
+    """By the copy of a node that tells positions: of each batch."""
 
 
 class Redos:
@@ -69,8 +72,7 @@ class Redos:
         redo = self._by_node[node_id]
         if node_id not in redo.positions:
             return redo.slices[node_id]
-        parts = [redo.share.ranges[index] for index in redo.share.batches]
-        return with_positions(values, parts)
+        return with_positions(values, redo.positions[node_id])
 
     def fan_in(self, call: NodeCall, kind: BatchKind, values: list[Any]) -> list[Any] | Expansion:
         """What a copied end gives."""
@@ -128,7 +130,9 @@ class Redos:
             share=share,
             outcome=replace(outcome, left=tuple(others)),
             slices={prefix + each: values for each, values in source.slices_of(share).items()},
-            positions=frozenset(prefix + birth.node_id for birth in plan.births),
+            positions={
+                prefix + birth.node_id: source.positions_of(share, birth) for birth in plan.births
+            },
         )
         for node_id in (*redo.slices, *redo.positions, prefix + end):
             self._by_node[node_id] = redo

@@ -25,13 +25,13 @@ from comfy_cluster.config import OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.kinds import BatchKind
-from comfy_cluster.work.leading import Assignment, Leading
+from comfy_cluster.work.leading import Assignment, Leading, unless_lost
 from comfy_cluster.work.orders import Order, OrderKind
-from comfy_cluster.work.plan import Outcome, RegionPlan, merged
+from comfy_cluster.work.plan import Outcome, RegionPlan, merged, mixed_lists_text, other_list_text
 from comfy_cluster.work.run import new_prompt_id
-from comfy_cluster.work.shares import Offer, Piece, Share, agreed_sizes
+from comfy_cluster.work.shares import Offer, Piece, Share, agreed_sizes, are_lists_cut, positions_of
 from comfy_cluster.workflows.prompt import name_of
-from comfy_cluster.workflows.rewrite import prompt_for_follower
+from comfy_cluster.workflows.rewrite import Birth, prompt_for_follower
 
 logger = logging.getLogger("comfy_cluster.work")
 
@@ -126,12 +126,17 @@ class RegionRun:
         members = [LEADER, *self._cluster.connected_peers]
         whole = Share(LEADER, tuple(range(size) for size in sizes))
         shares = whole.over(members)
+        self._check_lists(shares)
         if not shares or self._is_closed:
             self._own = whole
             return self._offers[node_id].values
         self._own = shares[0]
         self._given = [self._give(share, self._job_id, len(shares) - 1) for share in shares[1:]]
         return self._offers[node_id].slices_for(self._own, sizes)
+
+    def _check_lists(self, shares: Sequence[Share]) -> None:
+        if self.plan.other_list is not None and are_lists_cut(shares, self.batch_count):
+            raise WorkflowError(other_list_text(self.plan.prompt, self.plan.other_list))
 
     def _offer_late(self, node_id: str, offer: Offer) -> list[Any]:
         """One of several fan-outs, after the orders went out."""
@@ -168,7 +173,7 @@ class RegionRun:
         """
         with self._lock:
             handles = [
-                given.assignment.accepted.recover(_unless_lost) for given in self._all_given()
+                given.assignment.accepted.recover(unless_lost) for given in self._all_given()
             ]
         return all_of(handles, "orders to followers")
 
@@ -201,6 +206,12 @@ class RegionRun:
             return {
                 node_id: offer.slices_for(share, sizes) for node_id, offer in self._offers.items()
             }
+
+    def positions_of(self, share: Share, birth: Birth) -> list[range]:
+        """By batch of a share the positions of a latent that is born of it."""
+        with self._lock:
+            offers = [self._offers[each] for each in birth.fan_outs if each in self._offers]
+            return positions_of(share, offers, self._sizes or ())
 
     def progress(self) -> tuple[int, int, int, int]:
         """Instances that are done, all instances, items that are done, all items.
@@ -247,7 +258,7 @@ class RegionRun:
             members=(LEADER, share.instance),
             first_items=tuple(share.ranges[index].start for index in share.batches),
             item_counts=tuple(len(share.ranges[index]) for index in share.batches),
-            positions=tuple(birth.node_id for birth in self.plan.births),
+            positions={birth.node_id: birth.fan_outs for birth in self.plan.births},
             extra_data=self.plan.extra_data,
         )
         self._begin(job_id)
@@ -315,8 +326,10 @@ class RegionRun:
                 given.replacement = [self._give(each, job_id, len(shares)) for each in shares]
             return given.replacement or []
 
-    def warn_of_order(self, pieces: Sequence[Piece], kind: BatchKind) -> None:
+    def warn_of_order(self, end: str, pieces: Sequence[Piece], kind: BatchKind) -> None:
         """Nodes that repeat or drop items: their results come instance by instance."""
+        if end in self.plan.mixed_ends and len(pieces) > 1:
+            self._warn(mixed_lists_text(self.plan.prompt, end))
         for piece in pieces:
             counts = [len(piece.share.ranges[index]) for index in piece.share.batches]
             try:
@@ -339,7 +352,8 @@ class RegionRun:
         assert self._sizes is not None
         offer = self._offers[node_id]
         slices = offer.slices_for(given.share, self._sizes)
-        self._send(given, node_id, slices, offer.kind.is_image, Kind.FAN_OUT, siblings)
+        for_all = [offer.is_for_all(index, self._sizes) for index in given.share.batches]
+        self._send(given, node_id, [for_all, slices], offer.kind.is_image, Kind.FAN_OUT, siblings)
 
     def _send_broadcast(self, given: _Given, node_id: str) -> None:
         value = self._broadcasts[node_id]
@@ -365,10 +379,6 @@ def _on_sent(assignment: Assignment, sent: Handle[None]) -> None:
     error = sent.exception()
     if error is not None and not isinstance(error, PeerLost | TransferCancelled):
         assignment.fail(error)
-
-
-def _unless_lost(error: BaseException) -> Handle[None]:
-    return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)
 
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -16,6 +16,7 @@ from comfy_cluster.workflows.prompt import Prompt
 T = TypeVar("T")
 
 INTERRUPT_POLL = 0.1  # seconds: nothing else looks at the flag while a node waits
+QUIET_POLLS = 10  # in a row, until what has not run is taken for what will not run
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,38 @@ class Run(Protocol):
 def new_prompt_id() -> str:
     """A UUID in its canonical form, which newer ComfyUI insists on."""
     return str(uuid.uuid4())
+
+
+class Quiet:
+    """Notices that nothing runs in a prompt any more but nodes that wait for it. A context."""
+
+    def __init__(
+        self, call: NodeCall, host: Host, waiting: set[str], on_quiet: Callable[[], object]
+    ) -> None:
+        """`waiting`: the ids of all nodes of the prompt that wait so; this one's is added.
+
+        `on_quiet()` is called by `look` when that has lasted, and again when it lasts.
+        """
+        self._call = call
+        self._host = host
+        self._waiting = waiting
+        self._on_quiet = on_quiet
+        self._count = 0
+
+    def __enter__(self) -> Quiet:
+        self._waiting.add(self._call.prefix + self._call.node_id)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.discard(self._call.prefix + self._call.node_id)
+
+    def look(self) -> None:
+        """To be called every `INTERRUPT_POLL` seconds."""
+        is_alone = self._host.is_alone(self._call.prompt_id, self._waiting)
+        self._count = self._count + 1 if is_alone else 0
+        if self._count == QUIET_POLLS:
+            self._count = 0
+            self._on_quiet()
 
 
 async def wait(handle: Handle[T], host: Host, *, on_tick: Callable[[], object] | None = None) -> T:

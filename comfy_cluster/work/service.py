@@ -16,34 +16,34 @@ import contextlib
 import copy
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from comfy_cluster.cluster import Cluster
 from comfy_cluster.cluster.collectives import LEADER
-from comfy_cluster.errors import PeerLost, WorkflowError
+from comfy_cluster.errors import WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.follower_run import FollowerRun
 from comfy_cluster.work.following import Following
 from comfy_cluster.work.host import PRIVATE_EXTRA_DATA, Host, Phase, PromptState
 from comfy_cluster.work.leader_run import LeaderRun
-from comfy_cluster.work.leading import Leading
+from comfy_cluster.work.leading import Leading, unless_lost
 from comfy_cluster.work.orders import Order, OrderKind
 from comfy_cluster.work.plan import RegionPlan, births_in, plan_regions
 from comfy_cluster.work.region_run import RegionRun
 from comfy_cluster.work.run import INTERRUPT_POLL, NodeCall, Run, new_prompt_id, wait
+from comfy_cluster.work.shares import Members
 from comfy_cluster.work.work import Work
-from comfy_cluster.work.workflow_run import Members, WorkflowRun
+from comfy_cluster.work.workflow_run import WorkflowRun
 from comfy_cluster.workflows.files import EXECUTE_CURRENT, check_waits
 from comfy_cluster.workflows.prompt import Prompt, plain
-from comfy_cluster.workflows.rewrite import with_outputs_only, with_positions
+from comfy_cluster.workflows.rewrite import comes_after, with_outputs_only, with_positions
 from comfy_cluster.workflows.subgraphs import expand_all
 
 # Seconds that a prompt waits for the other instances: users start them all at once.
 READY_TIMEOUT = 60.0
-# Id of the node that "Queue Cluster" adds to the leader's prompt, to wait for the followers. No
-# page has one like it.
+# Id of the node that "Queue Cluster" adds to the leader's prompt, to wait for the followers.
 LAST_NODE = "cluster"
 
 
@@ -53,6 +53,7 @@ class _Queued:
 
     job_id: str
     prompt: Prompt
+    outputs: Sequence[str]
     extra_data: Mapping[str, Any]
 
 
@@ -163,7 +164,7 @@ class ClusterWork(Work):
                 kind=OrderKind.WORKFLOW.value,
                 prompt=prompt,
                 members=run.members.instances,
-                positions=tuple(birth.node_id for birth in births),
+                positions={birth.node_id: birth.fan_outs for birth in births},
                 extra_data=extra_data,
             )
             assignments.append(self._leading.give(peer, order))
@@ -183,7 +184,7 @@ class ClusterWork(Work):
         prompt_id = new_prompt_id()
         flat = with_outputs_only(expand_all(plain(prompt)), outputs)
         check_waits(flat)
-        found = _Queued(_job_id("workflow"), flat, extra_data)
+        found = _Queued(_job_id("workflow"), flat, outputs, extra_data)
         queued = self._checked(flat).and_then(lambda _: self._queue_here(prompt_id, found))
         return found.job_id, prompt_id, queued
 
@@ -196,7 +197,7 @@ class ClusterWork(Work):
             kind = OrderKind.CHECK.value
             order = Order(_job_id("check"), new_prompt_id(), kind, prompt, members)
             finished: Handle[Any] = self._leading.give(peer, order).finished
-            handles.append(finished.recover(_unless_lost))
+            handles.append(finished.recover(unless_lost))
         return all_of(handles, "what followers say of the workflow")
 
     def _queue_here(self, prompt_id: str, found: _Queued) -> Handle[None]:
@@ -205,7 +206,11 @@ class ClusterWork(Work):
         if not any(node.get("class_type") == EXECUTE_CURRENT for node in prompt.values()):
             # It is over here when it is over everywhere: until then it can be interrupted, and
             # what goes wrong on a follower fails it.
-            prompt[LAST_NODE] = {"class_type": EXECUTE_CURRENT, "inputs": {"trigger": ""}}
+            last = LAST_NODE
+            while last in prompt:
+                last += "_"
+            after = comes_after(found.outputs)
+            prompt[last] = {"class_type": EXECUTE_CURRENT, "inputs": {"trigger": "", **after}}
         queued = self.host.submit(prompt, prompt_id, extra_data=found.extra_data, is_first=False)
         queued.add_done_callback(lambda done: self._on_queued(prompt_id, done))
         return queued
@@ -253,7 +258,7 @@ class ClusterWork(Work):
     async def followers_results(self, call: NodeCall) -> dict[str, Any]:
         run, _ = await self.run_of(call)
         if isinstance(run, WorkflowRun) and self._leading is not None:
-            return await wait(run.results(), self.host)
+            return await run.wait_for_followers(call)
         return {}
 
     def close_run(self, run: Run, reason: str, *, succeeded: bool) -> None:
@@ -281,7 +286,3 @@ class ClusterWork(Work):
 def _job_id(of: str) -> str:
     """Unique in the life of the cluster: a job id is used once."""
     return f"{of[:120]}:{uuid.uuid4().hex[:12]}"
-
-
-def _unless_lost(error: BaseException) -> Handle[None]:
-    return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)

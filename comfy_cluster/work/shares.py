@@ -7,12 +7,24 @@ an instance gets nothing of is left out of its list, so its results are as many 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.kinds import BatchKind
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who runs the workflow, in the order of their slices."""
+
+    instances: tuple[int, ...]
+    own: int
+
+    @property
+    def others(self) -> list[int]:
+        return [each for each in self.instances if each != self.own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +79,31 @@ class Offer:
     def sizes(self) -> list[int]:
         return [self.kind.count(value) for value in self.values]
 
+    def _value(self, index: int) -> Any:
+        return self.values[min(index, len(self.values) - 1)]
+
+    def is_for_all(self, index: int, sizes: Sequence[int]) -> bool:
+        """Whether a batch of the list is one item that goes with each of the larger batches'."""
+        return sizes[index] != 1 and self.kind.count(self._value(index)) == 1
+
     def slices_for(self, share: Share, sizes: Sequence[int]) -> list[Any]:
         """The values of a share; `sizes` are those that all fan-outs agreed on."""
-        slices = []
-        for index in share.batches:
-            value = self.values[min(index, len(self.values) - 1)]
-            is_for_all = self.kind.count(value) == 1 and sizes[index] != 1
-            slices.append(value if is_for_all else self.kind.cut(value, share.ranges[index]))
-        return slices
+        return [
+            self._value(index)
+            if self.is_for_all(index, sizes)
+            else self.kind.cut(self._value(index), share.ranges[index])
+            for index in share.batches
+        ]
+
+
+def positions_of(share: Share, offers: Collection[Offer], sizes: Sequence[int]) -> list[range]:
+    """By batch of a share the positions of what is made of the slices of some fan-outs."""
+    return [
+        range(1)
+        if offers and all(offer.is_for_all(index, sizes) for offer in offers)
+        else share.ranges[index]
+        for index in share.batches
+    ]
 
 
 def agreed_sizes(offers: Mapping[str, Offer], names: Mapping[str, str]) -> tuple[int, ...]:
@@ -104,6 +133,11 @@ def _disagreement(offers: Mapping[str, Offer], names: Mapping[str, str], what: s
         f"the fan-outs of one region got {what}: {found}. They need as many items each, or one "
         "item for all"
     )
+
+
+def are_lists_cut(shares: Sequence[Share], batch_count: int) -> bool:
+    """Whether an instance gets some batches of a list, and not all of them."""
+    return any(len(share.batches) != batch_count for share in shares)
 
 
 @dataclass(frozen=True, slots=True)

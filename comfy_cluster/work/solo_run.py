@@ -11,7 +11,7 @@ from typing import Any
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.host import Host
 from comfy_cluster.work.kinds import BatchKind
-from comfy_cluster.work.run import NodeCall, wait
+from comfy_cluster.work.run import NodeCall, Quiet, wait
 from comfy_cluster.workflows.broadcasts import broadcast_heard_by
 from comfy_cluster.workflows.rewrite import with_outputs_only
 
@@ -22,6 +22,8 @@ class LocalBroadcasts:
     def __init__(self) -> None:
         self._handles: dict[str, Handle[Any]] = {}
         self._lock = threading.Lock()
+        self.waiting: set[str] = set()
+        """Nodes that do nothing but wait for a broadcast, or for followers."""
 
     def of(self, node_id: str) -> Handle[Any]:
         """Done with the node's value once it has run."""
@@ -36,6 +38,15 @@ class LocalBroadcasts:
                 self._handles[node_id] = Handle.completed(value)
                 return
         handle.set_result(value)
+
+    async def hear(self, source: str, call: NodeCall, host: Host) -> Any:
+        """The node's value; blocked where it does not run, such as behind blocked values."""
+
+        def block() -> None:
+            self.put(source, host.stop_blocked())
+
+        with Quiet(call, host, self.waiting, block) as quiet:
+            return await wait(self.of(source), host, on_tick=quiet.look)
 
     def close(self, reason: str) -> None:
         for handle in list(self._handles.values()):
@@ -72,7 +83,7 @@ class SoloRun:
         source = broadcast_heard_by(
             {**will_run, call.node_id: call.prompt[call.node_id]}, call.node_id
         )
-        return await wait(self._broadcasts.of(source), self._host)
+        return await self._broadcasts.hear(source, call, self._host)
 
     def close(self, reason: str, *, succeeded: bool = False) -> None:
         self._broadcasts.close(reason)

@@ -24,36 +24,41 @@ from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_ended, all_of
 from comfy_cluster.work.host import Host
 from comfy_cluster.work.kinds import BatchKind, with_positions
-from comfy_cluster.work.leading import Assignment
+from comfy_cluster.work.leading import Assignment, unless_lost
 from comfy_cluster.work.plan import (
     Outcome,
     RegionPlan,
     fan_outs_before,
     merged,
+    mixed_lists_text,
+    other_list_behind,
+    other_list_text,
     plan_regions,
     shares_readers,
 )
 from comfy_cluster.work.redo import Redos
 from comfy_cluster.work.region_run import DECODING_GRACE, lost_text
-from comfy_cluster.work.run import Expansion, NodeCall, wait
-from comfy_cluster.work.shares import Offer, Piece, Share, agreed_sizes
+from comfy_cluster.work.run import Expansion, NodeCall, Quiet, wait
+from comfy_cluster.work.shares import (
+    Members,
+    Offer,
+    Piece,
+    Share,
+    agreed_sizes,
+    are_lists_cut,
+    positions_of,
+)
 from comfy_cluster.work.solo_run import LocalBroadcasts
 from comfy_cluster.workflows.broadcasts import broadcast_heard_by
 from comfy_cluster.workflows.prompt import Prompt, name_of
+from comfy_cluster.workflows.regions import FAN_OUTS, GATHERS, SENDERS
+from comfy_cluster.workflows.rewrite import Birth
 
 logger = logging.getLogger("comfy_cluster.work")
 
 
-@dataclass(frozen=True, slots=True)
-class Members:
-    """Who runs the workflow, in the order of their slices."""
-
-    instances: tuple[int, ...]
-    own: int
-
-    @property
-    def others(self) -> list[int]:
-        return [each for each in self.instances if each != self.own]
+# In place of what a broadcast node of the leader has, when it does not run.
+NOT_RUN = {"comfy_cluster": "it did not run"}
 
 
 class WorkflowRun:
@@ -112,7 +117,7 @@ class WorkflowRun:
     @property
     def accepted(self) -> Handle[Any]:
         """Done when all followers have validated and queued it. Fails if one cannot run it."""
-        handles = [each.accepted.recover(_unless_lost) for each in self._assignments]
+        handles = [each.accepted.recover(unless_lost) for each in self._assignments]
         return all_of(handles, "orders to followers")
 
     def results(self) -> Handle[dict[str, Any]]:
@@ -123,13 +128,21 @@ class WorkflowRun:
         names = [str(each.instance) for each in self._assignments]
         finished: list[Handle[Any]] = [each.finished for each in self._assignments]
         if self._on_lost is not OnLost.FAIL:
-            finished = [each.recover(_unless_lost) for each in finished]
+            finished = [each.recover(unless_lost) for each in finished]
 
         def by_instance(made: list[Any]) -> dict[str, Any]:
             pairs = zip(names, made, strict=True)
             return {name: dict(each) for name, each in pairs if each is not None}
 
-        return all_of(finished, "results of followers").then(by_instance)
+        results = all_of(finished, "results of followers").then(by_instance)
+        self._fail_with_this_run(LEADER, results)
+        return results
+
+    async def wait_for_followers(self, call: NodeCall) -> dict[str, Any]:
+        """`results`, for a node of the leader that waits for them."""
+        waiting = self._broadcasts.waiting
+        with Quiet(call, self._host, waiting, self._leave_out) as quiet:
+            return await wait(self.results(), self._host, on_tick=quiet.look)
 
     def _on_finished(self, peer: int, finished: Handle[Any]) -> None:
         error = finished.exception()
@@ -137,6 +150,7 @@ class WorkflowRun:
             missing = WorkflowError(f"instance {peer} ended the workflow without sending this")
             self._grace.call_later(lambda: self._give_up_on(peer, missing))
         elif isinstance(error, PeerLost):
+            self._warn(f"{error}. What its own output nodes make is missing")
             self._give_up_on(peer, error)
         elif not isinstance(error, TransferCancelled):
             self._fail(error)
@@ -170,12 +184,20 @@ class WorkflowRun:
             return list(slices)
         offer = self._offers[call.node_id] = Offer(kind, values)
         sizes = self._sizes[call.node_id] = tuple(offer.sizes)
+        self._check_lists(call.node_id, sizes)
         if call.node_id in self._handled(Kind.FAN_OUT):  # once more in one prompt
             return self._slices(call.node_id, offer, LEADER)
         for peer in self.members.others:
             slices = self._slices(call.node_id, offer, peer)
             self._send(call.node_id, (list(sizes), slices), [peer], kind, Kind.FAN_OUT)
         return self._slices(call.node_id, offer, LEADER) if any(sizes) else values
+
+    def _check_lists(self, node_id: str, sizes: Sequence[int]) -> None:
+        shares = Share(LEADER, tuple(map(range, sizes))).over(self.members.instances)
+        if are_lists_cut(shares, len(sizes)):
+            reader = other_list_behind(self.prompt, node_id, self._host)
+            if reader is not None:
+                raise WorkflowError(other_list_text(self.prompt, reader))
 
     def _with_positions(self, node_id: str, values: list[Any]) -> list[Any]:
         shares = self._shares_at(node_id)
@@ -237,13 +259,15 @@ class WorkflowRun:
         ]
         sent = self._sent_handle(call.node_id, values, peers, kind, Kind.ALL_GATHER)
         result = await self._collect(call, kind, values, Kind.ALL_GATHER)
-        await wait(sent.recover(_unless_lost), self._host)
+        await wait(sent.recover(unless_lost), self._host)
         return result
 
     async def _collect(
         self, call: NodeCall, kind: BatchKind, values: list[Any], collective: Kind
     ) -> list[Any] | Expansion:
         shares = self._shares_at(call.node_id)
+        if not shares:  # there was nothing to distribute
+            return values
         outcomes = [self._outcome_of(call, share, values, collective) for share in shares]
         waiting = all_of(outcomes, f"results for {name_of(self.prompt, call.node_id)}")
         done: list[str] = []
@@ -259,8 +283,10 @@ class WorkflowRun:
 
         collected: Handle[Outcome] = waiting.then(merged)
         outcome = await wait(collected, self._host, on_tick=show)
-        show()
         plan = self._plan_at(call.node_id)
+        if call.node_id in plan.mixed_ends and len(outcome.pieces) > 1:
+            self._warn(mixed_lists_text(self.prompt, call.node_id))
+        show()
         return self._redos.finish(
             plan, _Source(self, plan, shares), call.node_id, call, kind, outcome
         )
@@ -274,11 +300,18 @@ class WorkflowRun:
         if place not in self._parts:  # else the node runs once more in one prompt
             self._parts[place] = self._receive(call.node_id, share.instance, collective)
         received = self._parts[place]
-        outcome = received.then(lambda got: Outcome((Piece(share, list(got)),)))
+        outcome = received.then(lambda got: self._piece(call, share, got))
         return outcome.recover(lambda error: self._without(call, share, error))
 
+    def _piece(self, call: NodeCall, share: Share, values: Any) -> Outcome:
+        if not values:
+            name = name_of(self.prompt, call.node_id)
+            raise WorkflowError(f"{name} did not run on instance {share.instance}")
+        return Outcome((Piece(share, list(values)),))
+
     def _without(self, call: NodeCall, share: Share, error: BaseException) -> Handle[Outcome]:
-        is_final = not self._is_leader or self._on_lost is OnLost.FAIL
+        is_redo_elsewhere = not self._is_leader and self._on_lost is OnLost.REDO
+        is_final = is_redo_elsewhere or self._on_lost is OnLost.FAIL
         if is_final or not isinstance(error, PeerLost):
             return Handle.failed(error)
         if self._on_lost is OnLost.PARTIAL:
@@ -297,6 +330,7 @@ class WorkflowRun:
         if text not in self._warnings:
             self._warnings.append(text)
             logger.warning("! %s", text)
+            self._host.show_warning(text)
 
     def _plan_at(self, end: str) -> RegionPlan:
         """The region that an end closes; one without fan-outs where there is none."""
@@ -312,9 +346,33 @@ class WorkflowRun:
         sizes = agreed_sizes(offers, plan.names)
         return {each: offer.slices_for(share, sizes) for each, offer in offers.items()}
 
+    def positions_of(self, share: Share, birth: Birth) -> list[range]:
+        """By batch of a share the positions of a latent that is born of it."""
+        offers = {each: self._offers[each] for each in birth.fan_outs if each in self._offers}
+        sizes = agreed_sizes(offers, {}) if offers else tuple(map(len, share.ranges))
+        return positions_of(share, list(offers.values()), sizes)
+
+    def _leave_out(self) -> None:
+        """On the leader nothing runs any more: followers need not wait for what did not run.
+
+        What is behind a fan-out or broadcast is blocked there too. What lacks the leader's part of
+        a gather fails.
+        """
+        for node_id, node in self.prompt.items():
+            class_type = node.get("class_type")
+            for kind, classes, value in (
+                (Kind.FAN_OUT, FAN_OUTS, ([], [])),
+                (Kind.BROADCAST, SENDERS, NOT_RUN),
+                (Kind.ALL_GATHER, GATHERS, []),
+            ):
+                if class_type in classes and node_id not in self._handled(kind):
+                    name = name_of(self.prompt, node_id)
+                    logger.info("= %s did not run on the leader", name)
+                    self._send(node_id, value, self.members.others, None, kind)
+
     async def broadcast(self, call: NodeCall, value: Any) -> Any:
         if not self._is_leader:
-            return await self._received(call.node_id, LEADER, Kind.BROADCAST)
+            return await self._heard(call.node_id)
         if call.node_id not in self._handled(Kind.BROADCAST):
             self._send(call.node_id, value, self.members.others, None, Kind.BROADCAST)
         self._broadcasts.put(call.node_id, value)
@@ -323,8 +381,13 @@ class WorkflowRun:
     async def listen(self, call: NodeCall) -> Any:
         source = broadcast_heard_by(self.prompt, call.node_id)
         if self._is_leader:
-            return await wait(self._broadcasts.of(source), self._host)
-        return await self._received(source, LEADER, Kind.BROADCAST)
+            return await self._broadcasts.hear(source, call, self._host)
+        return await self._heard(source)
+
+    async def _heard(self, source: str) -> Any:
+        value = await self._received(source, LEADER, Kind.BROADCAST)
+        is_there = not isinstance(value, dict) or value.keys() != NOT_RUN.keys()
+        return value if is_there else self._host.stop_blocked()
 
     def close(self, reason: str, *, succeeded: bool = False) -> None:
         self._broadcasts.close(reason)
@@ -390,16 +453,19 @@ class WorkflowRun:
 
     def _receive(self, node_id: str, source: int, collective: Kind) -> Handle[Any]:
         received = self._cluster.receive_value(self._key(node_id), source, kind=collective)
-        with self._lock:
-            self._pending.append((source, received))
-            failure = self.failure
-        received.add_done_callback(lambda done: self._forget(source, done))
+        self._fail_with_this_run(source, received)
         for assignment in self._assignments:
             if assignment.instance == source and assignment.finished.done():
                 self._on_finished(source, assignment.finished)
-        if failure is not None:
-            received.abandon(failure)
         return received
+
+    def _fail_with_this_run(self, source: int, handle: Handle[Any]) -> None:
+        with self._lock:
+            self._pending.append((source, handle))
+            failure = self.failure
+        handle.add_done_callback(lambda done: self._forget(source, done))
+        if failure is not None:
+            handle.abandon(failure)
 
     def _forget(self, source: int, handle: Handle[Any]) -> None:
         with self._lock, contextlib.suppress(ValueError):
@@ -427,6 +493,5 @@ class _Source:
     def slices_of(self, share: Share) -> Mapping[str, list[Any]]:
         return self.run.slices_of(share, self.plan)
 
-
-def _unless_lost(error: BaseException) -> Handle[None]:
-    return Handle.completed(None) if isinstance(error, PeerLost) else Handle.failed(error)
+    def positions_of(self, share: Share, birth: Birth) -> list[range]:
+        return self.run.positions_of(share, birth)

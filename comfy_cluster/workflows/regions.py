@@ -31,6 +31,10 @@ BROADCASTS = frozenset(
 )
 
 
+SENDERS = BROADCASTS - {"ClusterListenTensorBroadcast"}
+"""Those that have a value on the leader."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """Node ids, each tuple sorted."""

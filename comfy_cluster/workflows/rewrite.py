@@ -9,7 +9,7 @@ the items' positions in the whole batch (ComfyUI's `batch_index`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ Nodes = dict[str, dict[str, Any]]
 RECEIVED = "comes from the leader"  # a constant in place of a link: ComfyUI's validation takes it
 POSITIONS_CLASS = "ClusterFanOutLatent"  # which also tells positions, where the run says so
 _LATENT = "LATENT"
+_NO_OUTPUT = 10_000  # index of an output: more than any node has
 
 
 class NodeTypeLike(Protocol):
@@ -41,6 +42,8 @@ class Birth:
     """A latent that is born in a region."""
 
     link: Link
+    fan_outs: tuple[str, ...] = ()
+    """Those whose slices it is made of."""
 
     @property
     def node_id(self) -> str:
@@ -51,31 +54,54 @@ class Birth:
 def find_births(prompt: Prompt, region: Region, node_types: NodeTypes) -> list[Birth]:
     """Latents that inner nodes make: out of something else, or perhaps without their positions.
 
-    Where a latent tells its positions, telling them again changes nothing.
+    Where a latent tells its positions, telling them again changes nothing. Elements of a list that
+    is born in the region have none: on one machine too each of them begins at 0.
     """
+    fan_outs = frozenset(region.fan_outs)
+
+    def fan_outs_of(node_id: str) -> tuple[str, ...]:
+        return tuple(sorted(ancestors_of(prompt, [node_id], stops=fan_outs) & fan_outs))
+
     return [
-        Birth((node_id, output))
+        Birth((node_id, output), fan_outs_of(node_id))
         for node_id in region.inner
+        if not makes_list(prompt, region, node_id, node_types)
         for output, kind in enumerate(node_types(prompt[node_id]["class_type"]).output_types)
         if kind == _LATENT
     ]
 
 
-def makes_list(prompt: Prompt, region: Region, end: str, node_types: NodeTypes) -> bool:
-    """Whether what `end` reads is a list that is born in the region, and not the fan-outs' one."""
+def makes_list(prompt: Prompt, region: Region, reader: str, node_types: NodeTypes) -> bool:
+    """Whether what a node reads is a list that is born in the region, and not the fan-outs' one."""
+    links = [link for _, link in links_of(prompt[reader])]
+    return any(_is_list(prompt, link, region.inner, node_types) for link in links)
 
-    def is_list(link: Link, seen: frozenset[str]) -> bool:
-        source, output = link
-        if source not in region.inner or source in seen:
-            return False
+
+def reader_of_other_list(prompt: Prompt, region: Region, node_types: NodeTypes) -> str | None:
+    """A node of the region that reads a list which is not fanned out; None: there is none."""
+    upstream = set(region.upstream) - set(region.broadcasts)
+    for node_id in (*region.inner, *region.ends):
+        for _, link in links_of(prompt[node_id]):
+            if link[0] in upstream and _is_list(prompt, link, upstream, node_types):
+                return node_id
+    return None
+
+
+def _is_list(prompt: Prompt, link: Link, within: Collection[str], node_types: NodeTypes) -> bool:
+    """Whether nodes of `within` make a list of what goes through a link."""
+    seen: set[str] = set()
+    waiting = [link]
+    while waiting:
+        source, output = waiting.pop()
+        if source not in within or source in seen:
+            continue
         node_type = node_types(prompt[source]["class_type"])
         if node_type.makes_list(output):
             return True
-        if node_type.takes_lists:
-            return False
-        return any(is_list(each, seen | {source}) for _, each in links_of(prompt[source]))
-
-    return any(is_list(link, frozenset()) for _, link in links_of(prompt[end]))
+        seen.add(source)
+        if not node_type.takes_lists:
+            waiting += [each for _, each in links_of(prompt[source])]
+    return False
 
 
 def prompt_for_follower(prompt: Prompt, region: Region, births: Sequence[Birth]) -> Nodes:
@@ -159,6 +185,11 @@ def _insert_positions(nodes: Nodes, births: Sequence[Birth]) -> None:
             "inputs": {"latent": [source, output]},
             "_meta": {"title": "positions in the batch"},
         }
+
+
+def comes_after(node_ids: Iterable[str]) -> dict[str, list[Any]]:
+    """Inputs that make a node run after others: links to outputs that none of them has."""
+    return {f"after_{index}": [each, _NO_OUTPUT] for index, each in enumerate(node_ids)}
 
 
 def with_outputs_only(prompt: Prompt, outputs: Collection[str]) -> Nodes:

@@ -165,6 +165,12 @@ def test_a_job_that_fails_is_not_kept_quiet(page: ComfyPage) -> None:
     page.wait_for_text("was told to fail")
 
 
+def test_a_warning_of_the_cluster_is_shown(page: ComfyPage) -> None:
+    page.load(workflows.warning("instance 2 was lost"))
+    page.run(COMMAND)
+    page.wait_for_notice("ComfyUI Cluster", "instance 2 was lost")
+
+
 def test_there_is_a_menu_entry(page: ComfyPage) -> None:
     page.load(workflows.picture())
     page.click_menu_entry()

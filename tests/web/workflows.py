@@ -8,7 +8,7 @@ from typing import Any
 Workflow = dict[str, Any]
 Node = dict[str, Any]
 
-IMAGE, PREVIEW, NOISE, FAILING, SUBGRAPH = 1, 2, 3, 4, 5
+IMAGE, PREVIEW, NOISE, FAILING, SUBGRAPH, WARNING = 1, 2, 3, 4, 5, 6
 """Node ids."""
 SEED = 7
 _ORANGE = 0xFF8800
@@ -35,6 +35,12 @@ def failing() -> Workflow:
     node["outputs"] = [{"name": "IMAGE", "type": "IMAGE", "links": []}]
     links = [_link(1, IMAGE, FAILING), _link(2, FAILING, PREVIEW)]
     return _workflow([_image(_MAGENTA), node, _preview()], links)
+
+
+def warning(text: str) -> Workflow:
+    """Has the cluster warn of something while it runs."""
+    node = _node(WARNING, "TestWarn", at=(420, 120), values=[text])
+    return _workflow([_image(_ORANGE), node, _preview()], [_link(1, IMAGE, PREVIEW)])
 
 
 def seed_in_subgraph() -> Workflow:

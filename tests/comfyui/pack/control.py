@@ -40,6 +40,25 @@ class TestGate:
         return (value,)
 
 
+class TestWarn:
+    """Warns as the cluster does."""
+
+    CATEGORY = "test"
+    FUNCTION = "execute"
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"text": ("STRING", {})}}
+
+    def execute(self, text: str) -> dict[str, Any]:
+        from comfy_cluster.runtime import get_host
+
+        get_host().show_warning(text)
+        return {}
+
+
 class TestFail:
     """Raises while the node of this name is broken, on the named instances, or at a marked image.
 
@@ -170,4 +189,13 @@ class TestInstance:
         return (instance_index(),)
 
 
-CONTROL_NODES = (TestGate, TestFail, TestMark, TestCrash, TestCount, TestSleep, TestInstance)
+CONTROL_NODES = (
+    TestGate,
+    TestWarn,
+    TestFail,
+    TestMark,
+    TestCrash,
+    TestCount,
+    TestSleep,
+    TestInstance,
+)

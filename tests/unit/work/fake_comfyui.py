@@ -114,6 +114,8 @@ class FakeComfyUI:
         self._queue: list[_Item] = []
         self._running: _Item | None = None
         self._states: dict[str, PromptState] = {}
+        self.warnings: list[str] = []
+        self._execution: Execution | None = None
         self._watches: dict[str, list[_Watch]] = {}
         self._is_closed = False
         self._changed = threading.Condition()
@@ -340,10 +342,16 @@ class FakeComfyUI:
             running.is_interrupted = False
             raise Interrupted
 
+    def is_alone(self, prompt_id: str, node_ids: Collection[str]) -> bool:
+        return self._execution is not None and self._execution.at_work <= set(node_ids)
+
     def show_progress(
         self, prompt_id: str, node_id: str, value: float, maximum: float, text: str
     ) -> None:
         self.shown.append(Shown(prompt_id, node_id, value, maximum, text))
+
+    def show_warning(self, text: str) -> None:
+        self.warnings.append(text)
 
     def free_now(self, *, unload_models: bool, free_memory: bool) -> None:
         self.freed.append(("now", unload_models, free_memory))
@@ -401,6 +409,7 @@ class FakeComfyUI:
             rng=self._rng,
         )
         state = PromptState(Phase.SUCCEEDED)
+        self._execution = execution
         try:
             asyncio.run(execution.run(item.outputs))
         except NodeError as error:
@@ -408,7 +417,9 @@ class FakeComfyUI:
             if isinstance(error.error, Interrupted):
                 state = PromptState(Phase.INTERRUPTED, {}, node, "execution interrupted")
             else:
-                state = PromptState(Phase.FAILED, {}, node, str(error))
+                kind = type(error.error)
+                name = f"{kind.__module__}.{kind.__qualname__}"
+                state = PromptState(Phase.FAILED, {}, node, str(error), name)
         return replace(state, outputs=execution.ui)
 
     def _tell_progress(self, prompt_id: str, fraction: float) -> None:

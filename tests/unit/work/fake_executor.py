@@ -122,6 +122,12 @@ class Execution:
                     top = self.dynprompt.get_display_node_id(node_id)
                     raise NodeError(top, error) from error
 
+    @property
+    def at_work(self) -> set[str]:
+        """Nodes that run, or could."""
+        ready = (each for each, sources in self._needs.items() if sources <= self._outputs.keys())
+        return {*self._running, *ready}
+
     # Which node is next.
 
     def _class(self, node_id: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of
-from tests.unit.work.whole import run_on_all
+from tests.unit.work.whole import failure_on_all, run_on_all
 
 FANNED_OUT = """
     1 Photographs count={first}
@@ -53,6 +53,52 @@ BORN_IN_A_LIST = """
     5 ClusterSplitBatchToList batch=4.0 items_per_element=1
     6 ClusterFanInImages images=5.0
     7 Save images=6.0
+"""
+ENCODED_IN_PARTS = """
+    1 Photographs count=8
+    2 ClusterFanOutImage images=1.0
+    3 ClusterSplitBatchToList batch=2.0 items_per_element={parts}
+    4 Encode images=3.0
+    5 Sample latent=4.0
+    6 Decode latent=5.0
+    7 ClusterFanInImages images=6.0
+    8 Save images=7.0
+"""
+FROM_UPSTREAM = """
+    1 Photographs count=5
+    2 Photographs count=1 seed=2
+    3 Photographs count=1 seed=3
+    4 ListOf first=2.0 second=3.0
+    5 ClusterFanOutImage images=1.0
+    6 Compose images=5.0 masks=4.0
+    7 Encode images=6.0
+    8 Sample latent=7.0
+    9 Decode latent=8.0
+    10 ClusterFanInImages images=9.0
+    11 Save images=10.0
+"""
+BORN_BESIDE_UPSTREAM = """
+    1 Photographs count=4
+    2 Photographs count=1 seed=2
+    3 Photographs count=1 seed=3
+    4 ListOf first=2.0 second=3.0
+    5 ClusterFanOutImage images=1.0
+    6 Compose images=5.0 masks=4.0
+    7 ClusterSplitBatchToList batch=6.0 items_per_element=1
+    8 ClusterFanInImages images=7.0
+    9 Save images=8.0
+"""
+FANNED_OUT_BESIDE_UPSTREAM = """
+    1 Photographs count={count}
+    2 Photographs count={count} seed=2
+    3 ListOf first=1.0 second=2.0
+    4 Photographs count=1 seed=5
+    5 Photographs count=1 seed=6
+    6 ListOf first=4.0 second=5.0
+    7 ClusterFanOutImage images=3.0
+    8 Compose images=7.0 masks=6.0
+    9 ClusterFanInImages images=8.0
+    10 Save images=9.0
 """
 WITH_ONE_FOR_ALL = """
     1 Photographs count=6
@@ -127,6 +173,48 @@ def test_lists_that_end_in_the_region() -> None:
     with Instances(3) as joined:
         results = joined.run(prompt)
     assert same(results, single_run(prompt))
+
+
+@pytest.mark.parametrize(("parts", "instances"), [(1, 2), (1, 8), (2, 4), (4, 2)])
+def test_elements_of_a_list_have_no_places_in_the_batch(parts: int, instances: int) -> None:
+    prompt = prompt_of(ENCODED_IN_PARTS.format(parts=parts))
+    with Instances(instances) as joined:
+        assert same(joined.run(prompt), single_run(prompt))
+
+
+@pytest.mark.parametrize("instances", [2, 3])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_batch_that_is_worked_on_once_for_each_of_a_list(instances: int, is_whole: bool) -> None:
+    prompt = prompt_of(FROM_UPSTREAM)
+    with Instances(instances) as joined:
+        results = run_on_all(joined, prompt)[0] if is_whole else joined.run(prompt)
+    assert same(results, single_run(prompt))
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_lists_of_each_of_a_list_come_in_another_order_and_it_says_so(is_whole: bool) -> None:
+    prompt = prompt_of(BORN_BESIDE_UPSTREAM)
+    with Instances(2) as joined:
+        results = run_on_all(joined, prompt)[0] if is_whole else joined.run(prompt)
+        assert "their order may be another one" in joined.leader.shown[-1].text
+    expected = single_run(prompt)["9"]
+    assert sorted(each.sum().item() for each in results["9"]) == pytest.approx(
+        sorted(each.sum().item() for each in expected)
+    )
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_list_that_is_cut_beside_another_one_is_refused(is_whole: bool) -> None:
+    prompt = prompt_of(FANNED_OUT_BESIDE_UPSTREAM.format(count=1))
+    with Instances(2) as joined:
+        state = failure_on_all(joined, prompt) if is_whole else joined.failure(prompt)
+    assert "node 8 (Compose) reads another list" in state.message
+
+
+def test_batches_of_which_all_get_some_go_with_another_list() -> None:
+    prompt = prompt_of(FANNED_OUT_BESIDE_UPSTREAM.format(count=3))
+    with Instances(2) as joined:
+        assert same(joined.run(prompt), single_run(prompt))
 
 
 def test_lists_in_lists_have_no_order() -> None:

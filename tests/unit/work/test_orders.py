@@ -33,7 +33,7 @@ ORDER = Order(
     members=(0, 2),
     first_items=(3, 0),
     item_counts=(2, 1),
-    positions=("1",),
+    positions={"1": ("1",)},
     extra_data={"extra_pnginfo": {"workflow": {"nodes": [1.5, None]}}},
 )
 MESSAGES: list[Any] = [

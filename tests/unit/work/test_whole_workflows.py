@@ -10,7 +10,9 @@ import torch
 
 from comfy_cluster.config import OnLost
 from comfy_cluster.errors import WorkflowError
+from comfy_cluster.work import following
 from comfy_cluster.work.host import Phase
+from comfy_cluster.work.service import LAST_NODE
 from tests.unit.work.gates import WAIT
 from tests.unit.work.instances import Instances, same, single_run
 from tests.unit.work.prompts import prompt_of, region
@@ -406,3 +408,74 @@ def test_what_a_lost_instance_made_by_itself_cannot_be_made_again() -> None:
         joined.lose(2)
         state = joined.leader.wait_for(prompt_id)
     assert "instance 2 was lost, and what it made cannot be made again" in state.message
+
+
+GATHERED = """
+    1 Photographs count=6
+    2 ClusterFanOutImage images=1.0
+    3 Wait images=2.0
+    4 ClusterGatherImages images=3.0
+    5 Save images=4.0
+"""
+
+
+@pytest.mark.parametrize("on_lost", [OnLost.PARTIAL, OnLost.REDO])
+def test_who_needs_a_lost_instance_is_not_to_blame(on_lost: OnLost) -> None:
+    prompt = prompt_of(GATHERED)
+    with Instances(3, on_lost=on_lost) as joined:
+        for host in joined.hosts:
+            host.computing.close()
+        prompt_id = queue_on_all(joined, prompt)
+        for host in joined.hosts:
+            host.computing.wait_for()
+        joined.lose(2)
+        joined.hosts[1].computing.open()
+        if on_lost is OnLost.REDO:  # it cannot make the lost items, and says so
+            joined.hosts[1].wait_for(joined.hosts[1].started[0])
+        joined.leader.computing.open()
+        results = joined.results_of(prompt_id)["5"]
+        joined.hosts[2].computing.open()
+        assert any("instance 2 was lost" in each for each in joined.leader.warnings)
+    count = 3 if on_lost is OnLost.REDO else 2
+    expected = single_run(prompt)["5"][0]
+    assert same(results, [expected[2 * index : 2 * index + 2] for index in range(count)])
+
+
+def test_a_lost_instance_that_nothing_waits_for_is_told() -> None:
+    prompt = prompt_of("1 Photographs count=1\n2 Wait images=1.0\n3 Save images=2.0")
+    with Instances(3) as joined:
+        joined.hosts[2].computing.close()
+        prompt_id = queue_on_all(joined, prompt)
+        joined.hosts[2].computing.wait_for()
+        joined.lose(2)
+        joined.results_of(prompt_id)
+        joined.hosts[2].computing.open()
+        (warning,) = joined.leader.warnings
+    assert "instance 2 was lost" in warning and "output nodes make is missing" in warning
+
+
+def test_a_node_may_have_the_id_of_the_one_that_waits() -> None:
+    prompt = prompt_of("1 Photographs count=4\n2 ClusterFanOutImage images=1.0\n4 Save images=2.0")
+    prompt[LAST_NODE] = prompt.pop("2")
+    prompt["4"]["inputs"]["images"] = [LAST_NODE, 0]
+    with Instances(2) as joined:
+        results = run_on_all(joined, prompt)
+    batch = single_run(prompt)["4"][0]
+    assert same([each["4"] for each in results], [[batch[:2]], [batch[2:]]])
+
+
+def test_nothing_is_fanned_out_and_in() -> None:
+    prompt = prompt_of(GATHERED.format(count=0).replace("count=6", "count=0"))
+    prompt["4"]["class_type"] = "ClusterFanInImages"
+    with Instances(3) as joined:
+        results = run_on_all(joined, prompt)[0]
+    assert same(results, single_run(prompt))
+
+
+def test_a_result_that_is_too_large_to_be_sent_ends_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "LARGEST_MESSAGE_PAYLOAD", 10)
+    with Instances(2) as joined:
+        results = joined.run(prompt_of(CURRENT))["4"]
+    assert "cannot be sent" in results[0]["1"]["3"]["error"]

@@ -88,7 +88,7 @@ def for_follower(text: str) -> dict[str, dict[str, Any]]:
 
 def test_each_latent_that_a_node_of_the_region_makes_is_born() -> None:
     # Also out of another latent: not every node hands its positions on.
-    assert births_of(IMAGE_TO_IMAGE) == [Birth((node_id, 0)) for node_id in ("4", "5", "6")]
+    assert births_of(IMAGE_TO_IMAGE) == [Birth((node_id, 0), ("3",)) for node_id in ("4", "5", "6")]
 
 
 def test_a_latent_that_is_fanned_out_is_not() -> None:
@@ -103,7 +103,7 @@ def test_each_latent_output_is_born_by_itself() -> None:
         4 KSampler latent_image=3.2 other=3.0
         5 ClusterFanInLatents latent=4.0
     """
-    assert births_of(text) == [Birth(("3", 0)), Birth(("3", 2)), Birth(("4", 0))]
+    assert [birth.link for birth in births_of(text)] == [("3", 0), ("3", 2), ("4", 0)]
 
 
 def test_a_latent_from_upstream_makes_no_birth_less() -> None:
@@ -114,7 +114,7 @@ def test_a_latent_from_upstream_makes_no_birth_less() -> None:
         4 VAEEncode pixels=3.0 other=2.0
         5 ClusterFanInLatents latent=4.0
     """
-    assert births_of(text) == [Birth(("4", 0))]
+    assert [birth.link for birth in births_of(text)] == [("4", 0)]
 
 
 # A follower's prompt.
