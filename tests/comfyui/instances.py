@@ -26,6 +26,7 @@ import torch
 
 from tests.comfyui.client import ComfyClient, History
 from tests.comfyui.place import ROOT, ComfyPlace, find_comfyui
+from tests.comfyui.preloading import THREAD_VARIABLES, ForkedProcess, preloader_of
 from tests.comfyui.signals import FOLDER_VARIABLE, Signals
 
 LOOPBACK = "127.0.0.1"
@@ -40,7 +41,6 @@ _PORT_RANGE = (18000, 32000)
 _FOLDERS = ("custom_nodes", "input", "output", "temp", "user/default/workflows", "models")
 # Spaces: the folder of a node pack may have any name.
 _PACKS = {"my cluster nodes": ROOT, "cluster test nodes": Path(__file__).parent / "pack"}
-_THREAD_VARIABLES = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def free_ports(count: int, kind: socket.SocketKind) -> list[int]:
@@ -78,7 +78,7 @@ class ComfyInstance:
         self.settings = dict(settings or {})
         self._options = list(options)
         self._place = place or find_comfyui()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         for name in _FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name, target in _PACKS.items():
@@ -121,9 +121,18 @@ class ComfyInstance:
     def start(self) -> None:
         """Starts the process and returns at once; `wait_until_up` follows."""
         assert not self.is_running, "already running"
+        preloader = preloader_of(self._place)
+        if preloader is not None:
+            self._process = preloader.start(
+                self._arguments(),
+                folder=self._place.folder,
+                environ=self._environ(),
+                log=self.log_path,
+            )
+            return
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(),
+                [str(self._place.python), *self._arguments()],
                 cwd=self._place.folder,
                 env=self._environ(),
                 stdin=subprocess.PIPE,  # its end is the end of the instance, see pack/__init__.py
@@ -132,9 +141,8 @@ class ComfyInstance:
                 start_new_session=True,  # Ctrl+C is for the tests, which end the instances
             )
 
-    def _command(self) -> list[str]:
+    def _arguments(self) -> list[str]:
         return [
-            str(self._place.python),
             str(self._place.main),
             *("--cpu", "--disable-api-nodes", "--disable-auto-launch"),
             *("--listen", LOOPBACK, "--port", str(self.port)),
@@ -148,7 +156,7 @@ class ComfyInstance:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
         settings = {prefix + name: value for name, value in self.settings.items()}
         shared = {FOLDER_VARIABLE: str(self.folder.parent / "shared"), "PYTHONUNBUFFERED": "1"}
-        return ours | _THREAD_VARIABLES | shared | settings
+        return ours | THREAD_VARIABLES | shared | settings
 
     def wait_until_up(self) -> None:
         """Waits until ComfyUI answers; AssertionError with its last lines if it ended instead."""
@@ -177,7 +185,7 @@ class ComfyInstance:
             return
         self._process.kill()
         self._process.wait()
-        if self._process.stdin is not None:
+        if isinstance(self._process, subprocess.Popen) and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 

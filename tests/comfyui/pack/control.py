@@ -52,6 +52,10 @@ class TestWarn:
     def INPUT_TYPES(cls) -> Inputs:
         return {"required": {"text": ("STRING", {})}}
 
+    @classmethod
+    def IS_CHANGED(cls, text: str) -> float:
+        return float("nan")
+
     def execute(self, text: str) -> dict[str, Any]:
         from comfy_cluster.runtime import get_host
 
