@@ -1,0 +1,219 @@
+"""What an instance does with beacons: when it sends them, and what those of others mean.
+
+No socket, no thread, no clock: `BroadcastDiscovery` tells the time and moves the datagrams.
+
+How it works: a new instance broadcasts at short and growing intervals, so that one lost datagram
+costs little; then once a second until all are connected, and from then on rarely. Who hears it says
+HELLO to its direct port, which is how the newcomer finds the others: one broadcast is enough for
+both sides.
+
+Of two instances with one index the younger one stops. Their ages are compared by one of them only,
+the one with the smaller boot id: measured on both sides, with a datagram's delay in between, they
+could come to different ends. It says who stops in its own beacons.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+
+from comfy_cluster.discovery.base import Address, address_text
+from comfy_cluster.errors import RemoteProtocolError
+from comfy_cluster.wire import PROTOCOL_VERSION, Beacon, is_tagged_with
+
+logger = logging.getLogger("comfy_cluster.discovery")
+
+FIRST_DELAYS = (0.05, 0.15, 0.3, 0.5)  # seconds between the first beacons
+FORMING_DELAY = 1.0  # seconds, until all instances are connected
+COMPLETE_DELAY = 10.0  # seconds, from then on
+MOVING_DELAY = 1.0  # seconds until an instance that is heard at several is tried elsewhere
+LARGEST_TROUBLES = 64  # reasons kept; more would be somebody making them up
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """This instance, as it tells the others."""
+
+    cluster_id: str
+    instance_index: int
+    instance_count: int
+    boot_id: int
+    port: int
+    hostname: str = ""
+    """IP literal that the others are to use; empty: where its beacons come from."""
+    key: str | None = field(default=None, repr=False)
+    software_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An instance is there; perhaps it was known."""
+
+    peer: int
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Another instance claims the index of this one."""
+
+    address: Address
+    is_older: bool
+    """It was there first: this one stops."""
+    seconds: float
+    """How long it has been running."""
+
+
+class Beacons:
+    """Sends nothing itself; not thread-safe."""
+
+    def __init__(self, identity: Identity, now: float) -> None:
+        self._identity = identity
+        self._started_at = now
+        self._send_at = now
+        self._sent_count = 0
+        self._connected: set[int] = set()
+        self._heard: set[int] = set()
+        self._reported: dict[int, tuple[Address, float]] = {}  # and when
+        self._stops = 0  # boot id of a younger instance with this one's index
+        self._troubles: dict[int, str] = {}  # by the index that was claimed
+
+    @property
+    def send_at(self) -> float:
+        """When the next beacon is due."""
+        return self._send_at
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._connected) == self._identity.instance_count - 1
+
+    @property
+    def heard(self) -> set[int]:
+        """Who was ever heard of."""
+        return self._heard | self._connected
+
+    def next_beacon(self, now: float) -> bytes:
+        """The datagram that is due now; the next one is due later."""
+        delays = FIRST_DELAYS[self._sent_count : self._sent_count + 1]
+        later = COMPLETE_DELAY if self.is_complete else FORMING_DELAY
+        self._sent_count += 1
+        self._send_at = now + (delays[0] if delays else later)
+        own = self._identity
+        return Beacon(
+            cluster_id=own.cluster_id,
+            instance_index=own.instance_index,
+            instance_count=own.instance_count,
+            boot_id=own.boot_id,
+            port=own.port,
+            hostname=own.hostname,
+            age=self._age(now),
+            software_version=own.software_version,
+            stops=self._stops,
+        ).pack(own.key)
+
+    def set_hostname(self, hostname: str) -> None:
+        """The IP literal that the others are to use, from now on."""
+        self._identity = replace(self._identity, hostname=hostname)
+
+    def on_connected(self, peer: int) -> None:
+        self._connected.add(peer)
+
+    def on_lost(self, peer: int, now: float) -> None:
+        """It may come back under another address, and this one may be what moved."""
+        self._connected.discard(peer)
+        self._reported.pop(peer, None)
+        self.announce_soon(now)
+
+    def announce_soon(self, now: float) -> None:
+        """The next beacon is due within `FORMING_DELAY`, and the ones after it come often."""
+        self._send_at = min(self._send_at, now + FORMING_DELAY)
+
+    def announce_now(self, now: float) -> None:
+        """As after the start: a network interface came up, say."""
+        self._sent_count = 0
+        self._send_at = now
+
+    def on_datagram(self, datagram: bytes, sender: Address, now: float) -> Found | Conflict | None:
+        """What a datagram to the broadcast port means; None: nothing new."""
+        try:
+            beacon = Beacon.parse(datagram)
+        except RemoteProtocolError as error:
+            logger.debug("< %s dropped: %s", sender[0], error)
+            return None
+        own = self._identity
+        if beacon.cluster_id != own.cluster_id or beacon.boot_id == own.boot_id:
+            return None
+        address = (beacon.hostname or sender[0], beacon.port)
+        refusal = self._refusal_of(beacon, datagram)
+        if refusal:
+            self._note_trouble(address, beacon, refusal)
+            return None
+        self._troubles.pop(beacon.instance_index, None)
+        if beacon.instance_index == own.instance_index:
+            return self._conflict_with(beacon, address, now)
+        return self.on_heard(beacon.instance_index, address, now)
+
+    def on_heard(self, peer: int, address: Address, now: float) -> Found | None:
+        """`peer` says that it is there: by a beacon, or by a HELLO to the direct port.
+
+        One that is connected stays where it is. One on several networks is heard at several
+        addresses: the first is tried for a while, then the next.
+        """
+        if peer in self._connected:
+            return None
+        known = self._reported.get(peer)
+        if known is not None and known[0] != address and now < known[1] + MOVING_DELAY:
+            return None
+        if known is not None and known[0] == address:
+            return None
+        self._heard.add(peer)
+        self._reported[peer] = (address, now)
+        self.announce_soon(now)
+        return Found(peer, address)
+
+    def troubles(self) -> dict[int, str]:
+        """By peer: why the one that was heard cannot be part of this cluster, for people."""
+        return dict(self._troubles)
+
+    def _age(self, now: float) -> int:
+        return max(0, round((now - self._started_at) * 1000))
+
+    def _refusal_of(self, beacon: Beacon, datagram: bytes) -> str:
+        own = self._identity
+        if beacon.protocol_version != PROTOCOL_VERSION:
+            return (
+                f"it speaks protocol version {beacon.protocol_version} (software "
+                f"{beacon.software_version or 'unknown'}), this instance {PROTOCOL_VERSION}: "
+                "install the same version everywhere"
+            )
+        if not is_tagged_with(datagram, own.key):
+            return "its COMFY_CLUSTER_KEY is another one (or only one side has a key)"
+        if beacon.instance_count != own.instance_count:
+            return (
+                f"it counts {beacon.instance_count} instances, this instance "
+                f"{own.instance_count}: COMFY_CLUSTER_INSTANCE_COUNT must be the same everywhere"
+            )
+        return ""
+
+    def _note_trouble(self, address: Address, beacon: Beacon, reason: str) -> None:
+        peer = beacon.instance_index
+        text = f"instance {peer} at {address_text(address)} is not taken in: {reason}"
+        is_known = self._troubles.get(peer) == text
+        if is_known or (peer not in self._troubles and len(self._troubles) >= LARGEST_TROUBLES):
+            return
+        self._troubles[peer] = text
+        logger.warning("! %s", text)
+
+    def _conflict_with(self, beacon: Beacon, address: Address, now: float) -> Conflict | None:
+        own = self._identity
+        seconds = beacon.age / 1000
+        if beacon.stops == own.boot_id:
+            return Conflict(address, is_older=True, seconds=seconds)
+        if own.boot_id > beacon.boot_id:
+            self._send_at = now  # so that the other one hears of this one, and decides
+            return None
+        is_older = beacon.age > self._age(now)
+        if not is_older:
+            self._stops = beacon.boot_id
+            self._send_at = now
+        return Conflict(address, is_older, seconds)

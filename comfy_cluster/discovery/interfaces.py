@@ -1,0 +1,77 @@
+"""The network interfaces of this machine, and the address by which others reach it.
+
+Read anew by each call: cables, VPNs and containers come and go.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+LOOPBACK_BROADCAST = "127.255.255.255"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Interface:
+    """An IPv4 address of an interface that is up and can broadcast."""
+
+    name: str
+    address: str
+    broadcast: str
+    """Where the directed broadcast of its network goes."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.address})"
+
+
+def broadcast_interfaces() -> list[Interface]:
+    """Those whose networks can be broadcast to; loopback is none of them."""
+    states = psutil.net_if_stats()
+    found = []
+    for name, addresses in psutil.net_if_addrs().items():
+        if name not in states or not states[name].isup:
+            continue
+        for each in addresses:
+            if each.family == socket.AF_INET and each.address:
+                broadcast = each.broadcast or _directed_broadcast(each.address, each.netmask)
+                if broadcast and not ipaddress.ip_address(each.address).is_loopback:
+                    found.append(Interface(name, each.address, broadcast))
+    return sorted(found)
+
+
+def own_addresses() -> set[str]:
+    """All IP literals of this machine, loopback included."""
+    return {
+        each.address.partition("%")[0]
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family in (socket.AF_INET, socket.AF_INET6)
+    }
+
+
+def address_towards(destinations: Iterable[tuple[str, int]]) -> str | None:
+    """The IP literal from which packets to the first of `destinations` that has a route would come.
+
+    Sends nothing.
+    """
+    for hostname, port in destinations:
+        try:
+            family = socket.AF_INET6 if ":" in hostname else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((hostname, port))
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return None
+
+
+def _directed_broadcast(address: str, netmask: str | None) -> str:
+    """Empty for a network of one or two addresses, such as that of a tunnel."""
+    if not netmask:
+        return ""
+    network = ipaddress.ip_interface(f"{address}/{netmask}").network
+    return str(network.broadcast_address) if network.num_addresses > 2 else ""
