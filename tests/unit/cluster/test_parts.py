@@ -128,6 +128,7 @@ def test_a_lost_sender_fails_the_receiver_and_frees_what_it_has() -> None:
         joined.network.lose(0)
         with pytest.raises(PeerLost, match="instance 0"):
             received.result(WAIT)
+        assert joined.network.flush(WAIT)  # the handles of its parts fail one by one
         assert not joined.network.transports[1].claims
 
 
