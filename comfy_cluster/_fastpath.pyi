@@ -161,14 +161,16 @@ class PacketEngine:
         burst_size: int = 174,
         receive_capacity: int = 1 << 20,
         keepalive_interval: float = 0.0,
+        strangers_per_second: float = 0.0,
     ) -> None:
         """`burst_size`: packets a burst. `receive_capacity`: bytes that the socket's buffer holds,
         shared among the peers that send. `keepalive_interval`: seconds without a packet to a peer
         after which a SACK shows that this instance is there, even while its Python does not run;
-        0.0: never. It ends when no message was sent for many of them."""
+        0.0: never. It ends when no message was sent for many of them. `strangers_per_second`:
+        HELLOs from addresses that are not allowed, which are events too; more are dropped."""
 
     def allow_address(self, address: Address) -> None:
-        """Accept HELLO packets from this address; from all others they are counted and dropped."""
+        """Accept all HELLO packets from this address; see `strangers_per_second` for others."""
 
     def disallow_address(self, address: Address) -> None: ...
     def connect_peer(

@@ -38,6 +38,7 @@ from comfy_cluster.settings_values import (
 
 __all__ = [
     "ENGINE_VARIABLES",
+    "LEADER",
     "SETTING_VARIABLES",
     "ClusterConfig",
     "Codec",
@@ -53,6 +54,7 @@ __all__ = [
     "role_of",
 ]
 
+LEADER = 0  # index of the leader: spec.md section 1
 DEFAULT_DIRECT_LISTEN_PORT = 9998
 DEFAULT_BROADCAST_PORT = 9997
 DEFAULT_MEMORY_BUDGET = "25%"
@@ -73,8 +75,7 @@ def default_memory_budget() -> int:
 
 
 def role_of(instance_index: int) -> Role:
-    """Instance 0 is the leader."""
-    return Role.LEADER if instance_index == 0 else Role.FOLLOWER
+    return Role.LEADER if instance_index == LEADER else Role.FOLLOWER
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode
-from comfy_cluster.errors import ConfigError, DiscoveryError, LocalProtocolError
+from comfy_cluster.errors import ConfigError, LocalProtocolError
 
 if TYPE_CHECKING:
     from comfy_cluster.cluster import Cluster
@@ -36,7 +36,7 @@ _work: Work | None = None
 
 
 def build_cluster(config: ClusterConfig) -> Cluster:
-    """A cluster that is not started yet. DiscoveryError: its registration mode does not exist."""
+    """A cluster that is not started yet."""
     from comfy_cluster.cluster import Cluster
 
     if config.is_single:
@@ -51,12 +51,14 @@ def build_cluster(config: ClusterConfig) -> Cluster:
 
 def build_discovery(config: ClusterConfig) -> Discovery:
     """How this instance finds the others."""
-    if config.registration_mode is not RegistrationMode.STATIC:
-        raise DiscoveryError(
-            f"COMFY_CLUSTER_REGISTRATION_MODE={config.registration_mode} is not part of this "
-            "version: set it to static, and COMFY_CLUSTER_UDP_HOSTNAMES to every instance's "
-            "host:port"
-        )
+    if config.registration_mode is RegistrationMode.BROADCAST:
+        from comfy_cluster.discovery.broadcast import BroadcastDiscovery
+
+        return BroadcastDiscovery(config)
+    if config.registration_mode is RegistrationMode.STUN:
+        from comfy_cluster.discovery.stun import StunDiscovery
+
+        return StunDiscovery(config)
     from comfy_cluster.discovery import StaticDiscovery
     from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
 

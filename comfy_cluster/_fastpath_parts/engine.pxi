@@ -52,6 +52,9 @@ cdef struct EngineState:
     PyThread_type_lock lock
     int64_t receive_capacity
     double keepalive_interval
+    double strangers_per_second
+    double stranger_tokens
+    double strangers_at  # when the tokens were counted last
     PeerFlow** flows  # ascending by index
     uint32_t flow_count
     uint32_t flow_capacity
@@ -392,22 +395,36 @@ cdef bint engine_receive_message(
     return True
 
 
-cdef void engine_receive_hello(
-    EngineState* engine, uint32_t session, const uint8_t* packet, size_t size,
-    const PeerAddress* address
-) noexcept nogil:
+cdef bint engine_hears(EngineState* engine, const PeerAddress* address, double now) noexcept nogil:
     cdef uint32_t number
-    if session != 0 or size > C_MIN_PACKET_SIZE:
-        engine.counters[COUNT_MALFORMED] += 1
-        return
+    cdef double earned
     for number in range(engine.allowed_count):
         if address_equal(&engine.allowed[number], address):
-            engine_add_message_event(
-                engine, C_EVENT_HELLO, 0, address, packet + C_HEADER_SIZE,
-                <uint32_t>(size - C_HEADER_SIZE)
-            )
-            return
-    engine.counters[COUNT_UNKNOWN_ADDRESS] += 1
+            return True
+    earned = (now - engine.strangers_at) * engine.strangers_per_second
+    engine.strangers_at = now
+    engine.stranger_tokens = min(
+        engine.stranger_tokens + max(0.0, earned), engine.strangers_per_second
+    )
+    if engine.stranger_tokens < 1.0:
+        return False
+    engine.stranger_tokens -= 1.0
+    return True
+
+
+cdef void engine_receive_hello(
+    EngineState* engine, uint32_t session, const uint8_t* packet, size_t size,
+    const PeerAddress* address, double now
+) noexcept nogil:
+    if session != 0 or size > C_MIN_PACKET_SIZE:
+        engine.counters[COUNT_MALFORMED] += 1
+    elif not engine_hears(engine, address, now):
+        engine.counters[COUNT_UNKNOWN_ADDRESS] += 1
+    else:
+        engine_add_message_event(
+            engine, C_EVENT_HELLO, 0, address, packet + C_HEADER_SIZE,
+            <uint32_t>(size - C_HEADER_SIZE)
+        )
 
 
 cdef void engine_receive(
@@ -421,7 +438,7 @@ cdef void engine_receive(
         engine.counters[COUNT_MALFORMED] += 1
         return
     if header.kind == C_KIND_HELLO:
-        engine_receive_hello(engine, header.session, packet, size, address)
+        engine_receive_hello(engine, header.session, packet, size, address, now)
         return
     flow = engine_find_session(engine, header.session)
     if flow == NULL:

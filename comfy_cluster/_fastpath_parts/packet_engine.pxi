@@ -20,7 +20,7 @@ cdef class PacketEngine:
 
     def __cinit__(
         self, *, int burst_size=174, int64_t receive_capacity=1 << 20,
-        double keepalive_interval=0.0,
+        double keepalive_interval=0.0, double strangers_per_second=0.0,
     ):
         cdef int number
         if burst_size < 1:
@@ -36,6 +36,8 @@ cdef class PacketEngine:
             raise MemoryError
         self.state.receive_capacity = receive_capacity
         self.state.keepalive_interval = keepalive_interval
+        self.state.strangers_per_second = strangers_per_second
+        self.state.stranger_tokens = strangers_per_second
         self.state.turn_left = C_TURN_PACKETS
         self.burst_size = burst_size
         self._outgoing_pins = {}
@@ -81,7 +83,8 @@ cdef class PacketEngine:
 
     cdef _name_address(self, const PeerAddress* address):
         packed = address.ip[:16] + int(address.port).to_bytes(2, "big")
-        return self._named[packed]
+        known = self._named.get(packed)
+        return show_stranger(packed) if known is None else known
 
     # Peers
 

@@ -8,6 +8,12 @@ cdef int check_message_size(bytes payload) except -1:
     return 0
 
 
+cdef tuple show_stranger(bytes packed):
+    # An address that Python never named: IPv4 in IPv6 as IPv4.
+    ip = ipaddress.ip_address(packed[:16])
+    return str(ip.ipv4_mapped or ip), int.from_bytes(packed[16:], "big")
+
+
 cdef bytes join_packet(const OutPacket* out):
     cdef bytes packet = PyBytes_FromStringAndSize(NULL, out.size)
     cdef char* at = PyBytes_AS_STRING(packet)

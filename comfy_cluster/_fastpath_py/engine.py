@@ -38,6 +38,7 @@ from .peer import (
     MINIMUM_RECEIVE_WINDOW,
     NEVER,
     PeerFlow,
+    Strangers,
 )
 
 Address = tuple[str, int]
@@ -74,11 +75,13 @@ class PacketEngine:
         burst_size: int = 174,
         receive_capacity: int = 1 << 20,
         keepalive_interval: float = 0.0,
+        strangers_per_second: float = 0.0,
     ) -> None:
         self._lock = threading.Lock()
         self._burst_size = burst_size
         self._receive_capacity = receive_capacity
         self._keepalive_interval = keepalive_interval
+        self._strangers = Strangers(strangers_per_second)
         self._addresses: set[Address] = set()
         self._peers: dict[int, PeerFlow] = {}
         self._sessions: dict[int, PeerFlow] = {}
@@ -265,7 +268,7 @@ class PacketEngine:
             return
         kind, session, counter = header
         if kind == KIND_HELLO:
-            self._receive_hello(session, packet, address)
+            self._receive_hello(session, packet, address, now)
             return
         flow = self._sessions.get(session)
         if flow is None:
@@ -282,10 +285,10 @@ class PacketEngine:
             flow.packets_received += 1
             flow.bytes_received += len(packet)
 
-    def _receive_hello(self, session: int, packet: bytes, address: Address) -> None:
+    def _receive_hello(self, session: int, packet: bytes, address: Address, now: float) -> None:
         if session != 0 or len(packet) > MIN_PACKET_SIZE:
             self._counters["malformed"] += 1
-        elif address not in self._addresses:
+        elif address not in self._addresses and not self._strangers.are_heard(now):
             self._counters["unknown_address"] += 1
         else:
             self._add_message_event((EVENT_HELLO, address, packet[HEADER_SIZE:]), len(packet))

@@ -418,3 +418,22 @@ class PeerFlow:
             "bandwidth": self.congestion.bandwidth,
             "bytes_in_flight": self.sent.bytes_in_flight,
         }
+
+
+class Strangers:
+    """HELLOs from addresses that are not allowed: so many a second are heard."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._tokens = per_second
+        self._counted_at = 0.0
+
+    def are_heard(self, now: float) -> bool:
+        """Takes a token, if there is one."""
+        earned = max(0.0, (now - self._counted_at) * self._per_second)
+        self._counted_at = now
+        self._tokens = min(self._tokens + earned, self._per_second)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

@@ -24,7 +24,7 @@ import torch
 from comfy_cluster.cluster.budget import ByteBudget
 from comfy_cluster.cluster.choice import CodecChooser
 from comfy_cluster.cluster.codec_pool import CodecPool
-from comfy_cluster.cluster.collectives import LEADER, Collectives, Kind, required
+from comfy_cluster.cluster.collectives import Collectives, Kind, required
 from comfy_cluster.cluster.forecast import CodecSpeeds
 from comfy_cluster.cluster.info import ROUNDING_TEXT, ClusterInfo, PeerSummary
 from comfy_cluster.cluster.jobs import Jobs
@@ -36,10 +36,10 @@ from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener
 from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
 from comfy_cluster.cluster.value_transfers import ValueTransfers
-from comfy_cluster.config import ClusterConfig, ImagePrecision, role_of
+from comfy_cluster.config import LEADER, ClusterConfig, ImagePrecision, role_of
 from comfy_cluster.discovery.base import Address, Discovery, address_text
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
-from comfy_cluster.protocol.events import PeerConnected, PeerLost
+from comfy_cluster.protocol.events import PeerConnected, PeerLost, StrangerHeard
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType
@@ -77,6 +77,7 @@ class Cluster:
         self._running_jobs: set[str] = set()
         self._running_lock = threading.Lock()
         self._is_closed = False
+        self._failure: DiscoveryError | None = None
         thread_count = min(LARGEST_CODEC_THREAD_COUNT, os.cpu_count() or 1)
         self._pool = CodecPool(thread_count)
         self._chooser = CodecChooser(config, CodecSpeeds(), thread_count=thread_count)
@@ -142,7 +143,7 @@ class Cluster:
         try:
             self._transport.add_peer_listener(self._on_peer_event)
             self._transport.start()
-            self._discovery.start(self._on_member)
+            self._discovery.start(self._on_member, self._on_discovery_failed)
         except BaseException:
             self._state.handle(InstanceInput.FAILED)
             self.close()
@@ -226,6 +227,7 @@ class Cluster:
         """While it is open the instance is EXECUTING; at its end, what is left of the job ends.
 
         A job id is used once in the life of a cluster. LocalProtocolError: not ready, or failed.
+        DiscoveryError: this instance cannot be part of the cluster.
         """
         self._begin_job(job_id)
         try:
@@ -243,6 +245,8 @@ class Cluster:
             self._transport.end_job(job_id)
 
     def _begin_job(self, job_id: str) -> None:
+        if self._failure is not None:
+            raise self._failure
         with self._running_lock:
             if job_id in self._running_jobs:
                 raise LocalProtocolError(f"job {job_id!r} is under way on this instance already")
@@ -424,18 +428,45 @@ class Cluster:
         self._membership.handle_event(event)
         if isinstance(event, PeerLost):
             self._jobs.on_peer_lost(event.peer, event.reason)
+            self._wait_again()
         if self._discovery is None:
             return
         if isinstance(event, PeerConnected):
             self._discovery.on_peer_connected(event.peer)
         elif isinstance(event, PeerLost):
             self._discovery.on_peer_lost(event.peer)
+        elif isinstance(event, StrangerHeard):
+            self._discovery.on_heard(event.peer, event.address)
+
+    def _wait_again(self) -> None:
+        """Once the leader is lost, a follower waits for it as it did at first."""
+        ready = self._membership.ready
+        with self._running_lock:
+            is_at_work = self._state.state in (InstanceState.IDLE, InstanceState.EXECUTING)
+            if ready.done() or not is_at_work or self._is_closed:
+                return
+            self._ready = Handle(ready.description)
+            self._state.handle(InstanceInput.LEADER_LOST)
+        ready.add_done_callback(self._on_ready)
+
+    def _on_discovery_failed(self, error: DiscoveryError) -> None:
+        """This instance cannot be part of the cluster: it leaves, and says why when it is asked."""
+        logger.error("! %s", error)
+        self._failure = error
+        self._state.handle(InstanceInput.FAILED)
+        self._jobs.close(str(error))
+        self._membership.ready.set_exception(error)
+        if self._transport is not None:
+            self._transport.close()
 
     def _on_ready(self, ready: Handle[None]) -> None:
         """First the state, then whoever waits: who was woken begins a job at once."""
         error = ready.exception()
         if error is None:
-            self._state.handle(InstanceInput.ENOUGH_CONNECTED)
+            with self._running_lock:
+                self._state.handle(InstanceInput.ENOUGH_CONNECTED)
+                if self._running_jobs:  # of before the leader was lost
+                    self._state.handle(InstanceInput.JOB_BEGAN)
             self._ready.set_result(None)
         else:
             self._ready.set_exception(error)

@@ -18,12 +18,11 @@ from comfy_cluster import batches
 from comfy_cluster.cluster.jobs import Jobs
 from comfy_cluster.cluster.keys import CollectiveKey
 from comfy_cluster.cluster.payloads import Payloads
+from comfy_cluster.config import LEADER
 from comfy_cluster.errors import LocalProtocolError, WorkflowError
 from comfy_cluster.transport.handle import Executor, Handle, all_of
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.wire import MessageType
-
-LEADER = 0  # spec.md section 1
 
 
 class Kind(Enum):

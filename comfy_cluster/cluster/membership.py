@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 
 from comfy_cluster.cluster.ports import PeerEvent
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import LEADER, ClusterConfig
 from comfy_cluster.discovery.base import Address, address_text
 from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused
 from comfy_cluster.transport.handle import Handle
@@ -30,8 +30,10 @@ class Membership:
         self._codecs: dict[int, tuple[str, ...]] = {}
         self._refused: dict[int, str] = {}
         self._lock = threading.Lock()
-        self.ready: Handle[None] = Handle("waiting for the other instances")
-        """Done once MIN_INSTANCES are connected; it stays done when some are lost."""
+        self._needs_leader = not config.is_leader
+        self.ready = self._new_ready()
+        """Done once MIN_INSTANCES are connected, the leader among them. It stays done when some are
+        lost; when that is the leader, there is a new one."""
         self._check_ready()
 
     @property
@@ -97,6 +99,8 @@ class Membership:
     def _on_lost(self, event: PeerLost) -> None:
         with self._lock:
             self._connected.discard(event.peer)
+            if event.peer == LEADER and self.ready.done():
+                self.ready = self._new_ready()
         # The protocol core logs trouble (`Instance timeout`) as it finds it; this is the count.
         logger.info("= %s is gone: %s. %s", self._name(event.peer), event.reason, self.summary())
 
@@ -106,8 +110,13 @@ class Membership:
         logger.warning("! %s is refused: %s", self._name(event.peer), event.reason)
 
     def _check_ready(self) -> None:
-        if self.connected_count >= self._min_instances:
+        has_leader = not self._needs_leader or LEADER in self._connected
+        if has_leader and self.connected_count >= self._min_instances:
             self.ready.set_result(None)
+
+    @staticmethod
+    def _new_ready() -> Handle[None]:
+        return Handle("waiting for the other instances")
 
     def _name(self, peer: int) -> str:
         address = self._addresses.get(peer)

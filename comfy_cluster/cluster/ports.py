@@ -10,13 +10,13 @@ from typing import Protocol
 
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.discovery.base import Address
-from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused
+from comfy_cluster.protocol.events import PeerConnected, PeerLost, PeerRefused, StrangerHeard
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType, TransferKey
 
-PeerEvent = PeerConnected | PeerLost | PeerRefused
+PeerEvent = PeerConnected | PeerLost | PeerRefused | StrangerHeard
 PeerListener = Callable[[PeerEvent], object]
 MessageListener = Callable[[int, bytes], object]
 

@@ -33,6 +33,7 @@ class InstanceInput(Enum):
     ENOUGH_CONNECTED = "MIN_INSTANCES connected"
     JOB_BEGAN = "first job began"
     JOB_ENDED = "last job ended"
+    LEADER_LOST = "leader lost"
     FAILED = "unrecoverable error"
 
 
@@ -43,14 +44,18 @@ TRANSITIONS: Mapping[InstanceState, Mapping[InstanceInput, InstanceState]] = {
     },
     InstanceState.POPULATING: {
         InstanceInput.ENOUGH_CONNECTED: InstanceState.IDLE,
+        # Of a job of a leader that was lost meanwhile.
+        InstanceInput.JOB_ENDED: InstanceState.POPULATING,
         InstanceInput.FAILED: InstanceState.ERROR,
     },
     InstanceState.IDLE: {
         InstanceInput.JOB_BEGAN: InstanceState.EXECUTING,
+        InstanceInput.LEADER_LOST: InstanceState.POPULATING,
         InstanceInput.FAILED: InstanceState.ERROR,
     },
     InstanceState.EXECUTING: {
         InstanceInput.JOB_ENDED: InstanceState.IDLE,
+        InstanceInput.LEADER_LOST: InstanceState.POPULATING,
         InstanceInput.FAILED: InstanceState.ERROR,
     },
     # A job that was under way when the instance failed still comes to its end.

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from comfy_cluster.discovery.base import Address, Discovery, MemberListener, address_text
+from comfy_cluster.discovery.base import (
+    Address,
+    Discovery,
+    FailureListener,
+    MemberListener,
+    address_text,
+)
 from comfy_cluster.discovery.static import StaticDiscovery
 
-__all__ = ["Address", "Discovery", "MemberListener", "StaticDiscovery", "address_text"]
+__all__ = [
+    "Address",
+    "Discovery",
+    "FailureListener",
+    "MemberListener",
+    "StaticDiscovery",
+    "address_text",
+]

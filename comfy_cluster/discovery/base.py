@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from comfy_cluster.errors import DiscoveryError
+
 Address = tuple[str, int]
 """IP literal and UDP port."""
 
 MemberListener = Callable[[int, Address], None]
+FailureListener = Callable[[DiscoveryError], None]
 
 
 def address_text(address: tuple[str, int]) -> str:
@@ -23,12 +26,16 @@ def address_text(address: tuple[str, int]) -> str:
 class Discovery(Protocol):
     """Finds out at which address each peer may be reached; whether it *is* reached, others tell.
 
-    Calls `on_member(peer, address)` from any thread, again whenever an address changes. All methods
-    return at once. Closing twice is fine.
+    Calls `on_member(peer, address)` from any thread, again whenever an address changes. Calls
+    `on_failure(error)` once if this instance cannot be part of the cluster, such as when its index
+    is another one's; it then looks no further. All methods return at once. Closing twice is fine.
     """
 
-    def start(self, on_member: MemberListener) -> None:
+    def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
         """Starts looking. DiscoveryError: it cannot even begin."""
+
+    def on_heard(self, peer: int, address: Address) -> None:
+        """`peer` says HELLO from an address that was not reported. Blocks for no time at all."""
 
     def on_peer_connected(self, peer: int) -> None:
         """`peer` is reached: nobody needs to look for it any more."""

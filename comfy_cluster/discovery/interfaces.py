@@ -37,7 +37,8 @@ def broadcast_interfaces() -> list[Interface]:
             continue
         for each in addresses:
             if each.family == socket.AF_INET and each.address:
-                broadcast = each.broadcast or _directed_broadcast(each.address, each.netmask)
+                # Not what the system tells: Linux tells the own address where none was set.
+                broadcast = _directed_broadcast(each.address, each.netmask)
                 if broadcast and not ipaddress.ip_address(each.address).is_loopback:
                     found.append(Interface(name, each.address, broadcast))
     return sorted(found)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from comfy_cluster.discovery.base import Address, MemberListener, address_text
+from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
 from comfy_cluster.errors import ConfigError
 
 logger = logging.getLogger("comfy_cluster.discovery")
@@ -68,7 +68,7 @@ class StaticDiscovery:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def start(self, on_member: MemberListener) -> None:
+    def start(self, on_member: MemberListener, on_failure: FailureListener | None = None) -> None:
         """Reports the IP literals, and starts looking up the names.
 
         ConfigError of `on_member` for a literal: it can never be reached.
@@ -84,6 +84,9 @@ class StaticDiscovery:
                 target=self._look_up_names, name="comfy-cluster-discovery", daemon=True
             )
             self._thread.start()
+
+    def on_heard(self, peer: int, address: Address) -> None:
+        """Only the list says where instances are."""
 
     def on_peer_connected(self, peer: int) -> None:
         with self._changed:

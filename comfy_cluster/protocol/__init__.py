@@ -25,6 +25,7 @@ from comfy_cluster.protocol.events import (
     PeerRefused,
     RelayEnded,
     RelayLate,
+    StrangerHeard,
 )
 from comfy_cluster.protocol.outgoing_buffer import PayloadParts
 from comfy_cluster.protocol.settings import ProtocolSettings
@@ -66,4 +67,5 @@ __all__ = [
     "SharedEvent",
     "SharedFailed",
     "SharedMemoryPort",
+    "StrangerHeard",
 ]

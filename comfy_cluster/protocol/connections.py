@@ -13,7 +13,7 @@ from typing import Protocol
 from comfy_cluster.errors import LocalProtocolError, PeerLost, RemoteProtocolError
 from comfy_cluster.protocol import events
 from comfy_cluster.protocol.engine_port import Address, EnginePort
-from comfy_cluster.protocol.handshake import Connection, Handshake
+from comfy_cluster.protocol.handshake import Connection, Handshake, refusal_of
 from comfy_cluster.protocol.inbox import Inbox
 from comfy_cluster.protocol.liveness import Liveness
 from comfy_cluster.protocol.outbox import Outbox
@@ -62,6 +62,7 @@ class Connections:
         self._emit = emit
         self._listener = listener
         self._by_address: dict[Address, Peer] = {}
+        self._refused_strangers: set[tuple[int, str]] = set()
         self._liveness = Liveness(
             settings=settings,
             engine=engine,
@@ -168,14 +169,15 @@ class Connections:
     # HELLO
 
     def on_hello(self, address: Address, payload: bytes, now: float) -> None:
-        peer = self._by_address.get(address)
-        if peer is None:
-            return
         announce = self._parse_hello(payload)
         if announce is None:
             self._stats.messages_malformed += 1
             return
         self._stats.hellos_received += 1
+        peer = self._by_address.get(address)
+        if peer is None:
+            self._on_stranger(address, announce)
+            return
         outcome = peer.handshake.on_hello(announce)
         if outcome.refusal:
             self._refuse(peer, outcome.refusal)
@@ -187,6 +189,20 @@ class Connections:
             self._connect(peer, outcome.connection, now)
         if peer.connection is not None and peer.connection.is_shown_by(announce):
             self.on_message(peer)
+
+    def _on_stranger(self, address: Address, announce: Announce) -> None:
+        """It knows of this instance, and nobody here named its address: discovery decides."""
+        ours, index = self._settings, announce.instance_index
+        if announce.cluster_id != ours.cluster_id or index == ours.instance_index:
+            return
+        refusal = refusal_of(announce, index, ours)
+        if not refusal:
+            self._emit(events.StrangerHeard(index, address))
+            return
+        is_new = (index, refusal) not in self._refused_strangers
+        if is_new and len(self._refused_strangers) < LARGEST_REFUSALS:
+            self._refused_strangers.add((index, refusal))
+            self._report_refusal(index, f"{refusal} (heard from {_show_address(address)})")
 
     def on_hello_timer(self, index: int, now: float) -> None:
         peer = self.peers.get(index)
@@ -247,8 +263,11 @@ class Connections:
         if reason in peer.refusals or len(peer.refusals) >= LARGEST_REFUSALS:
             return
         peer.refusals.add(reason)
-        logger.warning("! %d refused: %s", peer.index, reason)
-        self._emit(events.PeerRefused(peer.index, reason))
+        self._report_refusal(peer.index, reason)
+
+    def _report_refusal(self, index: int, reason: str) -> None:
+        logger.warning("! %d refused: %s", index, reason)
+        self._emit(events.PeerRefused(index, reason))
 
     # Connections
 

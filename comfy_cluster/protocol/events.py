@@ -41,6 +41,14 @@ class PeerRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class StrangerHeard:
+    """An instance of this cluster says HELLO from an address that nobody named."""
+
+    peer: int
+    address: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReceived:
     peer: int
     message_type: MessageType
@@ -135,6 +143,7 @@ Event = (
     PeerConnected
     | PeerLost
     | PeerRefused
+    | StrangerHeard
     | MessageReceived
     | MessageDelivered
     | MessageFailed

@@ -79,7 +79,7 @@ class Handshake:
         self._heard_session = 0
 
     def on_hello(self, announce: Announce) -> HelloOutcome:
-        refusal = self._refusal_of(announce)
+        refusal = refusal_of(announce, self._peer, self._settings)
         if refusal:
             return HelloOutcome(refusal=refusal)
         if self._is_current(announce):
@@ -111,39 +111,6 @@ class Handshake:
             and announce.echo_session_id in (0, connection.local_session)
         )
 
-    def _refusal_of(self, announce: Announce) -> str:
-        """Why the sender cannot be part of this cluster; empty when it can."""
-        ours = self._settings
-        who = f"instance {self._peer}"
-        if announce.protocol_version != PROTOCOL_VERSION:
-            return (
-                f"{who} speaks protocol version {announce.protocol_version}"
-                f" (software {announce.software_version or 'unknown'}), this instance speaks"
-                f" {PROTOCOL_VERSION}: install the same version everywhere"
-            )
-        if announce.cluster_id != ours.cluster_id:
-            return (
-                f"{who} belongs to cluster {announce.cluster_id!r}, this instance to"
-                f" {ours.cluster_id!r}: CLUSTER_ID must be the same everywhere"
-            )
-        if announce.instance_count != ours.instance_count:
-            return (
-                f"{who} counts {announce.instance_count} instances, this instance"
-                f" {ours.instance_count}: INSTANCE_COUNT must be the same everywhere"
-            )
-        return self._index_refusal_of(announce)
-
-    def _index_refusal_of(self, announce: Announce) -> str:
-        if announce.instance_index != self._peer:
-            return (
-                f"the address of instance {self._peer} answers as instance"
-                f" {announce.instance_index}: check INSTANCE_INDEX there and the order of addresses"
-            )
-        is_leader = announce.role is InstanceRole.LEADER
-        if is_leader != (announce.instance_index == 0):
-            return f"instance {self._peer} says that it is a {announce.role.name.lower()}"
-        return ""
-
     def _connected_hello(self, connection: Connection) -> Announce:
         return self._announce(connection.local_session, connection.remote_session, True)
 
@@ -166,3 +133,33 @@ class Handshake:
             engine=ours.engine_name,
             codecs=ours.codecs,
         )
+
+
+def refusal_of(announce: Announce, peer: int, ours: ProtocolSettings) -> str:
+    """Why the sender cannot be instance `peer` of this cluster; empty when it can."""
+    who = f"instance {peer}"
+    if announce.protocol_version != PROTOCOL_VERSION:
+        return (
+            f"{who} speaks protocol version {announce.protocol_version}"
+            f" (software {announce.software_version or 'unknown'}), this instance speaks"
+            f" {PROTOCOL_VERSION}: install the same version everywhere"
+        )
+    if announce.cluster_id != ours.cluster_id:
+        return (
+            f"{who} belongs to cluster {announce.cluster_id!r}, this instance to"
+            f" {ours.cluster_id!r}: CLUSTER_ID must be the same everywhere"
+        )
+    if announce.instance_count != ours.instance_count:
+        return (
+            f"{who} counts {announce.instance_count} instances, this instance"
+            f" {ours.instance_count}: INSTANCE_COUNT must be the same everywhere"
+        )
+    if announce.instance_index != peer:
+        return (
+            f"the address of instance {peer} answers as instance"
+            f" {announce.instance_index}: check INSTANCE_INDEX there and the order of addresses"
+        )
+    is_leader = announce.role is InstanceRole.LEADER
+    if is_leader != (announce.instance_index == 0):
+        return f"{who} says that it is a {announce.role.name.lower()}"
+    return ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from comfy_cluster import identity
 from comfy_cluster.codec.image_codecs import available_codecs
-from comfy_cluster.config import ClusterConfig, SharedMemory
+from comfy_cluster.config import ClusterConfig, RegistrationMode, SharedMemory
 from comfy_cluster.protocol import Endpoint, ProtocolSettings, events
 from comfy_cluster.transport import sockets
 from comfy_cluster.transport.control import Command, ControlThread
@@ -35,6 +35,7 @@ logger = logging.getLogger("comfy_cluster.transport")
 
 # While Python code elsewhere keeps the GIL, no heartbeat leaves; the engine's keepalives do.
 KEEPALIVES_PER_TIMEOUT = 3
+LARGEST_STRANGER_RATE = 256.0  # HELLOs a second from unknown addresses; each costs some 0.1 ms
 FAREWELL_BURSTS = 16  # of packets at most, in which the core says goodbye to all peers
 KEPT_SHARE = 2  # of the memory budget, in memory that is kept for the payloads to come
 POOR_RECEIVE_CAPACITY = 1 << 20  # bytes; less than this limits a transfer at 1 Gbit/s and 8 ms
@@ -75,6 +76,7 @@ def assemble(
         burst_size=config.burst_size,
         receive_capacity=sizes.receive_capacity,
         keepalive_interval=config.instance_timeout / KEEPALIVES_PER_TIMEOUT,
+        strangers_per_second=_strangers_per_second(config),
     )
 
     def post(command: Command) -> None:
@@ -116,6 +118,12 @@ def assemble(
         shared_memory=shared_memory,
         memory=memory,
     )
+
+
+def _strangers_per_second(config: ClusterConfig) -> float:
+    """A list of addresses is complete; elsewhere who was found finds the finder by its HELLO."""
+    is_complete = config.registration_mode is RegistrationMode.STATIC
+    return 0.0 if is_complete else LARGEST_STRANGER_RATE
 
 
 def _open_shared_memory(

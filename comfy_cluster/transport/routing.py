@@ -12,7 +12,7 @@ from comfy_cluster.transport.incoming import IncomingHandles
 from comfy_cluster.transport.outgoing import OutgoingHandles
 from comfy_cluster.wire import MessageType
 
-PeerEvent = events.PeerConnected | events.PeerLost | events.PeerRefused
+PeerEvent = events.PeerConnected | events.PeerLost | events.PeerRefused | events.StrangerHeard
 PeerListener = Callable[[PeerEvent], object]
 MessageListener = Callable[[int, bytes], object]
 

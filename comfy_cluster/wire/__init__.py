@@ -7,6 +7,7 @@ Used by `protocol/` and by whoever needs a `TransferKey` or a `MessageType`.
 """
 
 from comfy_cluster.wire.announce import PROTOCOL_VERSION, Announce, InstanceRole
+from comfy_cluster.wire.beacon import LARGEST_BEACON, Beacon, is_tagged_with
 from comfy_cluster.wire.buffers import (
     DIGEST_SIZE,
     LARGEST_ATTEMPT,
@@ -34,6 +35,7 @@ __all__ = [
     "DIGEST_SIZE",
     "LARGEST_ACK",
     "LARGEST_ATTEMPT",
+    "LARGEST_BEACON",
     "LARGEST_BUFFER",
     "LARGEST_MESSAGE_PAYLOAD",
     "LARGEST_RELAY",
@@ -42,6 +44,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Ack",
     "Announce",
+    "Beacon",
     "BufferAccept",
     "BufferAnnouncement",
     "BufferCancel",
@@ -54,4 +57,5 @@ __all__ = [
     "MessageType",
     "Route",
     "TransferKey",
+    "is_tagged_with",
 ]

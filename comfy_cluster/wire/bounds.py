@@ -6,6 +6,7 @@ the value came from the network, `parsing_of` turns that into RemoteProtocolErro
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -42,6 +43,15 @@ def check_text(name: str, value: str, longest: int) -> None:
         raise LocalProtocolError(f"{name} is not valid Unicode: {error.reason}") from None
     if size > longest:
         raise LocalProtocolError(f"{name} has {size} bytes, expected at most {longest}")
+
+
+def check_ip_literal(name: str, value: str) -> None:
+    """An IP address, or nothing at all."""
+    try:
+        if value:
+            ipaddress.ip_address(value)
+    except ValueError:
+        raise LocalProtocolError(f"{name} is {value[:80]!r}, expected an IP address") from None
 
 
 def check_size(name: str, value: bytes, expected: int) -> None:

@@ -125,6 +125,30 @@ class Announce(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., role: _Optional[_Union[InstanceRole, str]] = ..., boot_id: _Optional[int] = ..., session_id: _Optional[int] = ..., echo_session_id: _Optional[int] = ..., is_connected: bool = ..., packet_size: _Optional[int] = ..., software_version: _Optional[str] = ..., engine: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Beacon(_message.Message):
+    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "boot_id", "port", "hostname", "age", "software_version", "stops")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    HOSTNAME_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STOPS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    cluster_id: str
+    instance_index: int
+    instance_count: int
+    boot_id: int
+    port: int
+    hostname: str
+    age: int
+    software_version: str
+    stops: int
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., boot_id: _Optional[int] = ..., port: _Optional[int] = ..., hostname: _Optional[str] = ..., age: _Optional[int] = ..., software_version: _Optional[str] = ..., stops: _Optional[int] = ...) -> None: ...
+
 class Ack(_message.Message):
     __slots__ = ("message_ids",)
     MESSAGE_IDS_FIELD_NUMBER: _ClassVar[int]

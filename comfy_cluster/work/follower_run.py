@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.cluster.collectives import LEADER, Kind
+from comfy_cluster.cluster.collectives import Kind
+from comfy_cluster.config import LEADER
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.host import Host
 from comfy_cluster.work.kinds import BatchKind, with_positions

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from comfy_cluster.cluster import Cluster
-from comfy_cluster.cluster.collectives import LEADER
+from comfy_cluster.config import LEADER
 from comfy_cluster.errors import ClusterError, RemoteProtocolError
 from comfy_cluster.errors import PeerLost as PeerLostError
 from comfy_cluster.protocol.events import PeerLost

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.cluster.collectives import LEADER, Kind
+from comfy_cluster.cluster.collectives import Kind
 from comfy_cluster.cluster.grace import Grace
-from comfy_cluster.config import OnLost
+from comfy_cluster.config import LEADER, OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.kinds import BatchKind

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_cluster.cluster import Cluster
-from comfy_cluster.cluster.collectives import LEADER
+from comfy_cluster.config import LEADER
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.transport.handle import Handle, all_of
 from comfy_cluster.work.follower_run import FollowerRun

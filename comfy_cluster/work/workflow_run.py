@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 from comfy_cluster.cluster import Cluster, CollectiveKey
-from comfy_cluster.cluster.collectives import LEADER, Kind
+from comfy_cluster.cluster.collectives import Kind
 from comfy_cluster.cluster.grace import Grace
-from comfy_cluster.config import OnLost
+from comfy_cluster.config import LEADER, OnLost
 from comfy_cluster.errors import PeerLost, TransferCancelled, WorkflowError
 from comfy_cluster.transport.handle import Handle, all_ended, all_of
 from comfy_cluster.work.host import Host

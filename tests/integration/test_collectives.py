@@ -196,7 +196,7 @@ def held_resources() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize(("count", "rounds"), [(2, 100), (4, 30), (8, 10)])
+@pytest.mark.parametrize(("count", "rounds"), [(2, 60), (4, 20), (8, 6)])
 def test_processes_run_all_collectives_without_a_leak(
     count: int, rounds: int, carrier: dict[str, Any]
 ) -> None:

@@ -13,7 +13,9 @@ from comfy_cluster import runtime
 from comfy_cluster.cluster import CollectiveKey, InstanceState
 from comfy_cluster.config import ClusterConfig, RegistrationMode
 from comfy_cluster.discovery import StaticDiscovery
-from comfy_cluster.errors import ConfigError, DiscoveryError
+from comfy_cluster.discovery.broadcast import BroadcastDiscovery
+from comfy_cluster.discovery.stun import StunDiscovery
+from comfy_cluster.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +63,22 @@ def test_static_mode_gets_its_discovery() -> None:
     assert isinstance(runtime.build_discovery(config), StaticDiscovery)
 
 
-def test_a_mode_that_does_not_exist_yet_says_what_to_do() -> None:
+@pytest.mark.parametrize(
+    ("mode", "discovery"),
+    [
+        (RegistrationMode.BROADCAST, BroadcastDiscovery),
+        (RegistrationMode.STUN, StunDiscovery),
+    ],
+)
+def test_each_mode_has_its_way_to_find_the_others(mode: RegistrationMode, discovery: type) -> None:
     config = ClusterConfig(
-        instance_count=2, min_instances=2, registration_mode=RegistrationMode.BROADCAST
+        instance_count=2,
+        min_instances=2,
+        registration_mode=mode,
+        stun_servers=("http://127.0.0.1:1",),
+        key="k" * 16,
     )
-    with pytest.raises(DiscoveryError, match=r"MODE=broadcast.*static"):
-        runtime.build_discovery(config)
+    assert type(runtime.build_discovery(config)) is discovery
 
 
 def test_building_a_cluster_opens_nothing() -> None:

@@ -22,7 +22,7 @@ from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener
 from comfy_cluster.codec.image_codecs import available_codecs
 from comfy_cluster.codec.payload import EncodedPayload
 from comfy_cluster.config import ClusterConfig
-from comfy_cluster.discovery.base import Address, MemberListener
+from comfy_cluster.discovery.base import Address, FailureListener, MemberListener
 from comfy_cluster.protocol.events import PeerConnected, PeerLost
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.memory import ReceivedBuffer
@@ -320,10 +320,15 @@ class FakeDiscovery:
         self.peers = [each for each in range(count) if each != index]
         self.calls: list[tuple[str, int]] = []
         self.is_closed = False
+        self.fail: FailureListener
 
-    def start(self, on_member: MemberListener) -> None:
+    def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
+        self.fail = on_failure
         for peer in self.peers:
             on_member(peer, ("127.0.0.1", 9000 + peer))
+
+    def on_heard(self, peer: int, address: Address) -> None:
+        self.calls.append((f"heard at {address[0]}", peer))
 
     def on_peer_connected(self, peer: int) -> None:
         self.calls.append(("connected", peer))

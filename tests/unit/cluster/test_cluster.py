@@ -9,8 +9,9 @@ import torch
 
 from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
 from comfy_cluster.config import ClusterConfig, Codec
-from comfy_cluster.discovery import MemberListener
+from comfy_cluster.discovery import FailureListener, MemberListener
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferCancelled
+from comfy_cluster.protocol.events import StrangerHeard
 from tests.unit.cluster.fake_transport import FakeClusters, FakeDiscovery, FakeTransport
 
 WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
@@ -115,6 +116,69 @@ def test_not_ready_names_who_is_missing_and_why() -> None:
             joined.clusters[0].wait_until_ready(0)
 
 
+def test_a_follower_that_loses_the_leader_waits_for_it_again() -> None:
+    with FakeClusters(3, min_instances=2) as joined:
+        joined.connect_all(WAIT)
+        follower = joined.clusters[1]
+
+        def state() -> str:
+            return str(follower.state.value)
+
+        with follower.job("a"):
+            joined.network.lose(0)
+            assert joined.network.flush(WAIT)
+            assert state() == "POPULATING" and not follower.ready.done()
+            assert joined.clusters[0].state is InstanceState.IDLE
+            joined.network.connect(0, 1)
+            follower.wait_until_ready(WAIT)
+            assert state() == "EXECUTING"  # the old job is not over
+        assert state() == "IDLE"
+        with follower.job("b"):
+            pass
+        joined.network.lose(0)
+        assert joined.network.flush(WAIT)
+        with pytest.raises(DiscoveryError, match=r"missing: instance 0"):
+            follower.wait_until_ready(0)
+        with pytest.raises(LocalProtocolError, match="POPULATING"), follower.job("c"):
+            pass
+
+
+def test_a_job_of_a_lost_leader_ends_while_it_is_waited_for() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        follower = joined.clusters[1]
+        with follower.job("a"):
+            joined.network.lose(0)
+            assert joined.network.flush(WAIT)
+        assert follower.state is InstanceState.POPULATING
+
+
+def test_followers_are_not_ready_without_the_leader() -> None:
+    with FakeClusters(3, min_instances=2) as joined:
+        joined.network.connect(1, 2)
+        assert joined.network.flush(WAIT)
+        assert not joined.clusters[1].ready.done()
+
+
+def test_what_discovery_cannot_get_over_ends_the_instance() -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        cluster = joined.clusters[1]
+        handle = cluster.all_gather(KEY, torch.zeros(1))
+        joined.discoveries[1].fail(DiscoveryError("index 1 belongs to 10.0.0.9"))
+        assert cluster.state is InstanceState.ERROR
+        assert isinstance(handle.exception(WAIT), TransferCancelled)
+        with pytest.raises(DiscoveryError, match=r"belongs to 10\.0\.0\.9"), cluster.job("b"):
+            pass
+        assert joined.network.transports[1].is_closed
+
+
+def test_strangers_are_the_business_of_discovery() -> None:
+    with FakeClusters(2) as joined:
+        joined.network.transports[0].report(StrangerHeard(1, ("10.0.0.9", 1)))
+        assert joined.discoveries[0].calls == [("heard at 10.0.0.9", 1)]
+
+
 def test_closing_wakes_who_waits_for_the_others() -> None:
     with FakeClusters(2) as joined:
         errors: list[BaseException | None] = []
@@ -134,7 +198,7 @@ def test_collectives_before_start_say_so() -> None:
 
 def test_a_failed_start_leaves_nothing_open() -> None:
     class BrokenDiscovery(FakeDiscovery):
-        def start(self, on_member: MemberListener) -> None:
+        def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
             raise DiscoveryError("no network")
 
     joined = FakeClusters(2)

@@ -195,6 +195,18 @@ def test_hello_comes_only_from_allowed_addresses(engine: ModuleType) -> None:
     assert core.stats()["unknown_address"] == 2
 
 
+def test_strangers_are_heard_so_many_a_second(engine: ModuleType) -> None:
+    core = engine.PacketEngine(strangers_per_second=2.0)
+    strangers = [("10.0.0.77", 9000), ("10.0.0.78", 9001), ("2001:db8::7", 9002)]
+    for number, address in enumerate(strangers):
+        core.receive_packet(packets.hello(bytes([number])), address, 1.0)
+    core.receive_packet(packets.hello(b"later"), strangers[0], 1.5)
+    events = core.take_events()
+    assert [payload for _, _, payload in events] == [b"\0", b"\1", b"later"]
+    assert events[0][:2] == (engine.EVENT_HELLO, strangers[0])
+    assert core.stats()["unknown_address"] == 1
+
+
 def test_ipv6_peers(engine: ModuleType) -> None:
     core = engine.PacketEngine()
     address: Address = ("2001:db8::7", 9998)

@@ -73,6 +73,7 @@ class Theatre:
         options = {
             "burst_size": self.rng.choice([1, 8, 174]),
             "receive_capacity": self.rng.choice([50_000, 1 << 20]),
+            "strangers_per_second": self.rng.choice([0, 3]),
         }
         self.pairs = [Pair(engines, **options) for _ in range(2)]
         self.pool: list[tuple[int, Address, bytes]] = []

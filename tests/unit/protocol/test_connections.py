@@ -9,6 +9,7 @@ import pytest
 
 from comfy_cluster.errors import LocalProtocolError
 from comfy_cluster.errors import PeerLost as PeerLostError
+from comfy_cluster.fastpath import EVENT_HELLO
 from comfy_cluster.protocol import (
     MessageDelivered,
     MessageFailed,
@@ -16,8 +17,9 @@ from comfy_cluster.protocol import (
     PeerConnected,
     PeerLost,
     PeerRefused,
+    StrangerHeard,
 )
-from comfy_cluster.wire import Announce, Message, MessageType
+from comfy_cluster.wire import Announce, InstanceRole, Message, MessageType
 from tests.unit.protocol.fake_engine import Sent, address_of
 from tests.unit.protocol.world import World
 
@@ -326,3 +328,45 @@ def test_info_of_a_peer() -> None:
     assert info.packet_size == 1_200 and info.software_version == "1.2"
     with pytest.raises(KeyError):
         world.endpoints[0].peer_info(7)
+
+
+def hello_of(world: World, index: int, **changed: object) -> bytes:
+    """A HELLO of an instance, with other contents."""
+    world.run_for(0.3)
+    sent = next(each for each in world.log if each.source == index and each.session == 0)
+    message = Message.parse(sent.payload)
+    announce = replace(Announce.parse(message.payload), **changed)  # type: ignore[arg-type]
+    return replace(message, payload=announce.pack()).pack()
+
+
+STRANGE = ("10.9.9.9", 5)
+
+
+def test_an_instance_that_nobody_named_is_told() -> None:
+    world = World(count=3)
+    hello = hello_of(world, 1)
+    world.endpoints[0].remove_member(1, world.now)
+    world.engines[0].events.append((EVENT_HELLO, STRANGE, hello))
+    world.run_for(0.01)
+    assert world.seen(0, StrangerHeard) == [StrangerHeard(1, STRANGE)]
+
+
+@pytest.mark.parametrize("changed", [{"cluster_id": "other"}, {"instance_index": 0, "role": 1}])
+def test_neighbours_and_doubles_are_no_business_of_the_core(changed: dict[str, object]) -> None:
+    world = World(count=3)
+    if "role" in changed:
+        changed = {**changed, "role": InstanceRole.LEADER}
+    world.engines[0].events.append((EVENT_HELLO, STRANGE, hello_of(world, 1, **changed)))
+    world.run_for(0.01)
+    assert not world.seen(0, StrangerHeard) and not world.seen(0, PeerRefused)
+
+
+def test_a_stranger_that_does_not_fit_is_refused_once() -> None:
+    world = World(count=3)
+    hello = hello_of(world, 1, instance_count=9)
+    for _ in range(3):
+        world.engines[0].events.append((EVENT_HELLO, STRANGE, hello))
+    world.run_for(0.01)
+    (refused,) = world.seen(0, PeerRefused)
+    assert refused.peer == 1 and "counts 9 instances" in refused.reason
+    assert "10.9.9.9:5" in refused.reason

@@ -1,0 +1,272 @@
+"""One rendezvous server, as an instance asks it (spec.md section 9): one method for each route.
+
+Blocks, keeps no state but the HTTP connection, and retries nothing: `stun.py` does. Every failure
+is a DiscoveryError whose text begins with `Failed to register with STUN server` where it is about
+registering, and says what to do.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+from comfy_cluster.config import Role
+from comfy_cluster.errors import DiscoveryError, RegistrationRefused, RegistryUnavailable
+
+logger = logging.getLogger("comfy_cluster.discovery")
+
+CONNECT_TIMEOUT = 3.05  # seconds; a little more than TCP's first retransmission
+ANSWER_TIMEOUT = 10.0  # seconds, beyond those that the server was asked to wait
+LARGEST_WAIT = 25.0  # seconds that a server is asked to hold a list until it changes
+CLOCK_TOLERANCE = 30.0  # seconds; the Date header and the way here make up for less
+_KEY_HEADER = "X-Cluster-Key"
+# OpenSSL's <openssl/x509_vfy.h>: X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED.
+_CLOCK_ERRORS = (9, 10)
+_ERROR_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
+
+
+class NotRegistered(DiscoveryError):
+    """The server does not know this instance any more: its time ran out, or the server lost it."""
+
+
+class IndexTaken(RegistrationRefused):
+    """Another live instance has this index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an instance tells of itself."""
+
+    cluster_id: str
+    instance_index: int
+    hostname: str
+    """Name or IP literal by which the others reach it."""
+    port: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An instance of the cluster, as the server knows it."""
+
+    instance_index: int
+    hostname: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The instances of a cluster at one moment."""
+
+    instances: tuple[Listed, ...]
+    revision: str = ""
+    """The ETag: the server can be asked to answer once it has changed. Empty: it cannot."""
+
+
+class Registry:
+    """`url` without a trailing slash. Used by one thread."""
+
+    def __init__(self, url: str, *, cluster_id: str, key: str) -> None:
+        self.url = url
+        self._cluster_id = cluster_id
+        self._session = requests.Session()
+        self._session.headers[_KEY_HEADER] = key
+        self._clock_text = ""
+
+    @property
+    def clock_text(self) -> str:
+        """How far this machine's clock is from the server's, if that is too far; else empty."""
+        return self._clock_text
+
+    def register(self, registration: Registration) -> tuple[Listed, ...]:
+        """Registers, or renews that; the instances that are there."""
+        body = {
+            "cluster_id": registration.cluster_id,
+            "instance_id": str(registration.instance_index),
+            "address": registration.hostname,
+            "port": registration.port,
+            "role": str(registration.role),
+        }
+        try:
+            answer = self._ask("POST", "/register-instance", json=body)
+            return tuple(_listed(_json(answer)))
+        except DiscoveryError as error:
+            text = f"Failed to register with STUN server: {error}"
+            raise type(error)(text) from error.__cause__
+
+    def instances(self, revision: str = "", *, wait: float = 0.0) -> Listing | None:
+        """The instances that are there; None: after `wait` seconds they are those of `revision`."""
+        can_wait = bool(revision) and wait > 0
+        answer = self._ask(
+            "GET",
+            f"/instances/{quote(self._cluster_id, safe='')}",
+            params={"wait": f"{wait:g}"} if can_wait else None,
+            headers={"If-None-Match": revision} if revision else None,
+            wait=wait if can_wait else 0.0,
+        )
+        if answer.status_code == requests.codes.not_modified:
+            return None
+        return Listing(tuple(_listed(_json(answer))), answer.headers.get("ETag", ""))
+
+    def heartbeat(self, instance_index: int) -> None:
+        """NotRegistered: register again."""
+        self._ask("POST", f"/heartbeat/{quote(self._cluster_id, safe='')}/{instance_index}")
+
+    def leave(self, instance_index: int, *, timeout: float) -> None:
+        """Says goodbye, within `timeout` seconds or not at all."""
+        path = f"/instance/{quote(self._cluster_id, safe='')}/{instance_index}"
+        try:
+            self._session.delete(self.url + path, timeout=timeout, verify=self._verify())
+        except requests.RequestException as error:
+            logger.debug("! %s was not told that this instance leaves: %s", self.url, error)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._session.close()
+
+    def _ask(self, method: str, path: str, *, wait: float = 0.0, **options: Any) -> Any:
+        try:
+            answer = self._session.request(
+                method,
+                self.url + path,
+                timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT + wait),
+                # On every call: environment variables would win over the session's.
+                verify=self._verify(),
+                allow_redirects=False,
+                **options,
+            )
+        except requests.exceptions.SSLError as error:
+            raise RegistryUnavailable(f"{self.url}: {_tls_text(error)}") from error
+        except requests.exceptions.Timeout as error:
+            raise RegistryUnavailable(
+                f"{self.url} does not answer in time: is it running, and does a firewall let TCP "
+                "through?"
+            ) from error
+        except requests.RequestException as error:
+            raise RegistryUnavailable(
+                f"{self.url} cannot be reached ({_reason(error)}): check COMFY_CLUSTER_STUN_SERVER "
+                "and that the server is running"
+            ) from error
+        self._compare_clocks(answer)
+        return self._checked(answer)
+
+    def _verify(self) -> Any:
+        merged = self._session.merge_environment_settings(self.url, {}, None, None, None)
+        return merged["verify"]
+
+    def _checked(self, answer: requests.Response) -> requests.Response:
+        status = answer.status_code
+        if status in (requests.codes.ok, requests.codes.created, requests.codes.not_modified):
+            return answer
+        told = _told(answer)
+        if status in (requests.codes.unauthorized, requests.codes.forbidden):
+            raise RegistrationRefused(
+                f"{self.url} refuses the key of cluster {self._cluster_id!r} ({told}): "
+                "COMFY_CLUSTER_KEY must be the one that the cluster was first registered with"
+            )
+        if status in (requests.codes.not_found, requests.codes.gone):
+            raise NotRegistered(f"{self.url} does not know this instance ({told})")
+        if status == requests.codes.conflict:
+            raise IndexTaken(f"{self.url}: {told}")
+        if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
+            raise RegistryUnavailable(f"{self.url} answers {status}: {told}")
+        raise RegistrationRefused(
+            f"{self.url} answers {status}: {told}. Is that the rendezvous server of this version?"
+        )
+
+    def _compare_clocks(self, answer: requests.Response) -> None:
+        try:
+            told = email.utils.parsedate_to_datetime(answer.headers.get("Date", ""))
+        except ValueError:  # it has no clock, or hides it
+            return
+        ahead = time.time() - told.timestamp()
+        is_off = abs(ahead) > CLOCK_TOLERANCE
+        relation = "ahead of" if ahead > 0 else "behind"
+        text = (
+            f"the clock of this machine is {abs(ahead):.0f} s {relation} that of {self.url}: set "
+            "one of them (NTP)"
+        )
+        if is_off and not self._clock_text:
+            logger.warning("! %s", text)
+        self._clock_text = text if is_off else ""
+
+
+def _json(answer: requests.Response) -> Any:
+    try:
+        return answer.json()
+    except requests.exceptions.JSONDecodeError as error:
+        raise RegistrationRefused(
+            f"{answer.url} does not answer with JSON: is that the rendezvous server?"
+        ) from error
+
+
+def _listed(body: Any) -> Iterator[Listed]:
+    """Those of a server's list that make sense."""
+    entries = body.get("instances") if isinstance(body, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            index, port = int(entry["instance_id"]), int(entry["port"])
+            hostname = str(entry["address"])
+        except (KeyError, TypeError, ValueError):
+            logger.debug("! a registration that makes no sense: %.200r", entry)
+            continue
+        if index >= 0 and 0 < port <= 65_535 and hostname:
+            yield Listed(index, hostname, port)
+
+
+def _told(answer: requests.Response) -> str:
+    """What a server says that is wrong."""
+    try:
+        body = answer.json()
+    except requests.exceptions.JSONDecodeError:
+        body = None
+    for name in ("message", "error", "detail"):
+        if isinstance(body, dict) and isinstance(body.get(name), str):
+            return str(body[name])[:200]
+    return (answer.reason or "no reason given")[:200]
+
+
+def _tls_text(error: requests.exceptions.SSLError) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        reason = getattr(cause, "reason", None)
+        cause = (
+            reason if isinstance(reason, BaseException) else (cause.__cause__ or cause.__context__)
+        )
+    if cause is None:
+        return f"TLS fails ({_reason(error)}): is it an https:// server?"
+    if cause.verify_code in _CLOCK_ERRORS:
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return (
+            f"its certificate is not valid now ({cause.verify_message}). This machine's clock says "
+            f"{now}: set it if that is wrong, else renew the certificate"
+        )
+    return (
+        f"its certificate is not trusted ({cause.verify_message}): use one that is, or name its "
+        "authority's file in REQUESTS_CA_BUNDLE"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason of a chain of wrapped errors."""
+    inner: BaseException = error
+    while True:
+        reason = getattr(inner, "reason", None)
+        if not isinstance(reason, BaseException):
+            reason = next((each for each in inner.args if isinstance(each, BaseException)), None)
+        if reason is None or reason is inner:
+            break
+        inner = reason
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    text = str(inner).rpartition(": ")[2]
+    return _ERROR_NUMBER.sub("", text)[:200] or type(inner).__name__

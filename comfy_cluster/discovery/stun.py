@@ -1,0 +1,299 @@
+"""Discovery by rendezvous servers ("STUN mode"): registers with each, and asks who else is there.
+
+How it works. A thread for each server registers, lists and sends heartbeats, and goes on trying
+when the server is away; what any of them lists counts. A cluster that is connected needs no server:
+whether peers live is found out by the transport. The others are reached at the addresses that they
+registered; an instance that is in no list yet is found by the HELLO of one that has found it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
+from comfy_cluster.discovery.own_address import own_hostname
+from comfy_cluster.discovery.registry import (
+    LARGEST_WAIT,
+    IndexTaken,
+    Listed,
+    NotRegistered,
+    Registration,
+    Registry,
+)
+from comfy_cluster.discovery.static import Resolver, resolve_ipv4, resolve_ipv6
+from comfy_cluster.errors import ConfigError, DiscoveryError
+
+logger = logging.getLogger("comfy_cluster.discovery")
+
+HEARTBEAT_INTERVAL = 20.0  # seconds; a third of the time that a server keeps who is silent
+FORMING_INTERVAL = 0.5  # seconds between two lists while somebody is missing
+COMPLETE_INTERVAL = 30.0  # seconds, from then on
+FIRST_RETRY_DELAY = 0.5  # seconds until a server is tried again; then it doubles
+LARGEST_RETRY_DELAY = 15.0
+JITTER = 0.2  # of each delay, so that the instances of a cluster do not come at once
+LEAVE_TIMEOUT = 1.0  # seconds
+CLOSE_TIMEOUT = 1.5
+
+
+@dataclass(slots=True)
+class _Server:
+    """One server, and how it goes with it. Changed by its own thread."""
+
+    registry: Registry
+    registered_as: Registration | None = None
+    heartbeat_at: float = 0.0
+    revision: str = ""
+    retry_delay: float = FIRST_RETRY_DELAY
+    trouble: str = ""
+    """Why this instance is not registered there; empty: it is."""
+    listed: dict[int, Listed] = field(default_factory=dict)
+
+
+class StunDiscovery:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        *,
+        make_registry: Callable[[str], Registry] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._config = config
+        self._make_registry = make_registry or self._registry_at
+        self._rng = rng or random.Random()
+        self._resolve: Resolver = resolve_ipv6 if ":" in config.listen_address else resolve_ipv4
+        self._servers: list[_Server] = []
+        self._connected: set[int] = set()
+        self._reported: dict[int, Address] = {}
+        self._unresolved: dict[int, str] = {}
+        self._on_member: MemberListener = _ignore
+        self._on_failure: FailureListener = _ignore
+        self._is_closed = False
+        self._changed = threading.Condition()  # guards all of the above
+
+    def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
+        """Starts to look. Nothing that a server does keeps this instance from starting."""
+        self._on_member, self._on_failure = on_member, on_failure
+        self._servers = [_Server(self._make_registry(url)) for url in self._config.stun_servers]
+        for number, server in enumerate(self._servers):
+            thread = threading.Thread(
+                target=self._run, args=(server,), name=f"comfy-cluster-stun-{number}", daemon=True
+            )
+            thread.start()
+
+    def on_heard(self, peer: int, address: Address) -> None:
+        with self._changed:
+            if peer in self._connected or self._reported.get(peer) == address:
+                return
+            self._reported[peer] = address
+        self._tell(peer, address)
+
+    def on_peer_connected(self, peer: int) -> None:
+        with self._changed:
+            self._connected.add(peer)
+
+    def on_peer_lost(self, peer: int) -> None:
+        with self._changed:
+            self._connected.discard(peer)
+            self._reported.pop(peer, None)
+            self._changed.notify_all()
+
+    def troubles(self) -> dict[int, str]:
+        with self._changed:
+            listed = set[int]().union(*(server.listed for server in self._servers))
+            registered = [each for each in self._servers if each.registered_as is not None]
+            texts = [each.trouble for each in self._servers if each.trouble]
+            missing = set(range(self._config.instance_count)) - self._connected
+            missing.discard(self._config.instance_index)
+            if not registered:
+                return dict.fromkeys(missing, "; ".join(texts)) if texts else {}
+            urls = ", ".join(each.registry.url for each in registered)
+            absent = dict.fromkeys(missing - listed, f"it is not registered at {urls}")
+            return {**absent, **self._unresolved}
+
+    def close(self) -> None:
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.notify_all()
+        # Not on the servers' threads: they may wait for news. Nor on this one, which shall not wait
+        # for each server in turn.
+        leaving = [
+            threading.Thread(target=self._leave, args=(each,), daemon=True)
+            for each in self._servers
+            if each.registered_as is not None
+        ]
+        for thread in leaving:
+            thread.start()
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        for thread in leaving:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _leave(self, server: _Server) -> None:
+        registry = self._make_registry(server.registry.url)
+        registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
+        registry.close()
+
+    # One thread for each server.
+
+    def _registry_at(self, url: str) -> Registry:
+        assert self._config.key is not None  # the settings of this mode have one
+        return Registry(url, cluster_id=self._config.cluster_id, key=self._config.key)
+
+    def _run(self, server: _Server) -> None:
+        while not self._is_closed:
+            try:
+                delay = self._turn(server)
+            except IndexTaken as error:
+                self._stop(error)
+                delay = 0.0
+            except DiscoveryError as error:
+                delay = self._on_trouble(server, error)
+            else:
+                server.retry_delay = FIRST_RETRY_DELAY
+            self._pause(delay)
+        server.registry.close()
+
+    def _turn(self, server: _Server) -> float:
+        """Does what is due; returns for how long to wait after that."""
+        now = time.monotonic()
+        registration = self._registration(server)
+        if server.registered_as != registration:
+            self._take(server, server.registry.register(registration))
+            self._on_registered(server, registration, now)
+        elif now >= server.heartbeat_at:
+            with contextlib.suppress(NotRegistered):
+                server.registry.heartbeat(self._config.instance_index)
+                server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
+                return 0.0
+            logger.info("= %s has forgotten this instance: registering again", server.registry.url)
+            server.registered_as = None
+            return 0.0
+        return self._list(server, now)
+
+    def _list(self, server: _Server, now: float) -> float:
+        until_heartbeat = max(0.0, server.heartbeat_at - now)
+        is_complete = self._is_complete()
+        began = time.monotonic()
+        wait = 0.0 if is_complete else min(LARGEST_WAIT, until_heartbeat)
+        listing = server.registry.instances(server.revision, wait=wait)
+        if listing is not None:
+            server.revision = listing.revision
+            self._take(server, listing.instances)
+        if is_complete:
+            return min(until_heartbeat, self._spread(COMPLETE_INTERVAL))
+        # A server that tells revisions holds the next question until there is news; if it does.
+        was_held = time.monotonic() - began > FORMING_INTERVAL
+        is_held = bool(server.revision) and (listing is not None or was_held)
+        return 0.0 if is_held else self._spread(FORMING_INTERVAL)
+
+    def _registration(self, server: _Server) -> Registration:
+        hostname = own_hostname(self._config, self._destinations(server))
+        if hostname is None:
+            raise DiscoveryError(
+                f"Failed to register with STUN server: {server.registry.url} cannot be reached: "
+                "its name cannot be resolved, or no network interface has a route to it"
+            )
+        config = self._config
+        return Registration(
+            config.cluster_id,
+            config.instance_index,
+            hostname,
+            config.direct_listen_port,
+            config.role,
+        )
+
+    def _destinations(self, server: _Server) -> list[tuple[str, int]]:
+        """The peers; and before there are any, the server."""
+        with self._changed:
+            peers = list(self._reported.values())
+        if peers:
+            return peers
+        url = urlsplit(server.registry.url)
+        return [(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))]
+
+    def _on_registered(self, server: _Server, registration: Registration, now: float) -> None:
+        server.registered_as = registration
+        server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
+        server.trouble = ""
+        where = address_text((registration.hostname, registration.port))
+        logger.info("= registered at %s as %s", server.registry.url, where)
+
+    def _on_trouble(self, server: _Server, error: DiscoveryError) -> float:
+        text = str(error)
+        level = logging.DEBUG if server.trouble == text else logging.WARNING
+        server.trouble = text
+        logger.log(level, "! %s; trying again", text)
+        delay = server.retry_delay
+        server.retry_delay = min(2 * delay, LARGEST_RETRY_DELAY)
+        return self._spread(delay)
+
+    def _stop(self, error: IndexTaken) -> None:
+        with self._changed:
+            is_first = not self._is_closed
+            self._is_closed = True
+            self._changed.notify_all()
+        if is_first:
+            self._on_failure(error)
+
+    def _pause(self, seconds: float) -> None:
+        """Until then, or until somebody is lost."""
+        with self._changed:
+            if not self._is_closed and seconds > 0:
+                self._changed.wait(seconds)
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(1.0 - JITTER, 1.0)
+
+    def _is_complete(self) -> bool:
+        return len(self._connected) == self._config.instance_count - 1
+
+    # What servers list.
+
+    def _take(self, server: _Server, listed: tuple[Listed, ...]) -> None:
+        count, own = self._config.instance_count, self._config.instance_index
+        peers = {each.instance_index: each for each in listed if each.instance_index != own}
+        with self._changed:
+            server.listed = {index: each for index, each in peers.items() if index < count}
+            missing = server.listed.keys() - self._connected
+            wanted = [server.listed[index] for index in sorted(missing)]
+        for each in wanted:
+            self._look_up(each)
+
+    def _look_up(self, listed: Listed) -> None:
+        peer = listed.instance_index
+        try:
+            address = self._resolve(listed.hostname, listed.port)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            text = f"its address {listed.hostname} cannot be resolved: {reason}"
+            with self._changed:
+                self._unresolved[peer] = text
+            return
+        with self._changed:
+            self._unresolved.pop(peer, None)
+            if self._reported.get(peer) == address or peer in self._connected:
+                return
+            self._reported[peer] = address
+        self._tell(peer, address)
+
+    def _tell(self, peer: int, address: Address) -> None:
+        logger.debug("= instance %d is at %s", peer, address_text(address))
+        try:
+            self._on_member(peer, address)
+        except ConfigError as error:
+            logger.warning("! instance %d cannot be reached: %s", peer, error)
+
+
+def _ignore(*_: object) -> None:
+    """Stands for the listeners until `start`."""

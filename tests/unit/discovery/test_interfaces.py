@@ -1,0 +1,76 @@
+"""Which interfaces are broadcast to, and where; the address towards others."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from comfy_cluster.config import ClusterConfig
+from comfy_cluster.discovery import interfaces
+from comfy_cluster.discovery.interfaces import Interface, address_towards, broadcast_interfaces
+from comfy_cluster.discovery.own_address import own_hostname
+
+
+def snicaddr(address: str, netmask: str | None, broadcast: str | None = None) -> object:
+    return SimpleNamespace(
+        family=socket.AF_INET, address=address, netmask=netmask, broadcast=broadcast
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
+    """Its interfaces, all of them up but `down`."""
+    addresses: dict[str, list[object]] = {}
+    states = {name: SimpleNamespace(isup=name != "down") for name in ("lo", "a", "b", "down")}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: states)
+    return addresses
+
+
+def test_networks_are_broadcast_to_and_tunnels_and_loopback_are_not(
+    machine: dict[str, list[object]],
+) -> None:
+    machine["lo"] = [snicaddr("127.0.0.1", "255.0.0.0")]
+    # Linux tells an address of its own where no broadcast address was set.
+    machine["a"] = [
+        snicaddr("10.0.0.5", "255.255.255.0", "10.0.0.5"),
+        snicaddr("10.1.2.3", "255.255.0.0", None),
+    ]
+    machine["b"] = [
+        snicaddr("10.9.0.1", "255.255.255.255"),
+        snicaddr("10.9.0.2", "255.255.255.254"),
+        snicaddr("10.9.0.3", None),
+    ]
+    machine["down"] = [snicaddr("10.7.0.1", "255.255.255.0")]
+    machine["gone"] = [snicaddr("10.8.0.1", "255.255.255.0")]
+    assert broadcast_interfaces() == [
+        Interface("a", "10.0.0.5", "10.0.0.255"),
+        Interface("a", "10.1.2.3", "10.1.255.255"),
+    ]
+
+
+def test_the_address_towards_loopback_is_loopback() -> None:
+    assert address_towards([("127.0.0.1", 9)]) == "127.0.0.1"
+    assert address_towards([("nowhere.invalid", 9), ("127.0.0.2", 9)]) == "127.0.0.1"
+    assert address_towards([]) is None
+    assert "127.0.0.1" in interfaces.own_addresses()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"instance_address": "pod.example", "single_host": True}, "pod.example"),
+        ({"single_host": True, "runpod_pod_id": "x7"}, "127.0.0.1"),
+        ({"runpod_pod_id": "x7"}, "x7.runpod.internal"),
+        ({}, "towards 10.0.0.1"),
+    ],
+)
+def test_the_own_address(settings: dict[str, object], expected: str) -> None:
+    config = ClusterConfig(**settings)  # type: ignore[arg-type]
+    found = own_hostname(
+        config, [("10.0.0.1", 9)], towards=lambda places: f"towards {places[0][0]}"
+    )
+    assert found == expected

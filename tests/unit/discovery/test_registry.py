@@ -1,0 +1,151 @@
+"""The client's side of one rendezvous server: routes, and a message of its own for each failure."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from collections.abc import Iterator
+from email.utils import format_datetime
+
+import pytest
+
+from comfy_cluster.config import Role
+from comfy_cluster.discovery import registry
+from comfy_cluster.discovery.registry import (
+    IndexTaken,
+    Listed,
+    NotRegistered,
+    Registration,
+    Registry,
+)
+from comfy_cluster.errors import RegistrationRefused, RegistryUnavailable
+from tests.unit.discovery.rendezvous import Rendezvous, silent_server
+
+KEY = "k" * 32
+OWN = Registration("c", 2, "10.0.0.3", 9998, Role.FOLLOWER)
+PREFIX = "Failed to register with STUN server: "
+
+
+@pytest.fixture
+def server() -> Iterator[Rendezvous]:
+    with Rendezvous() as made:
+        yield made
+
+
+def client(url: str, *, key: str = KEY) -> Registry:
+    return Registry(url, cluster_id="c", key=key)
+
+
+def test_the_routes_of_the_contract(server: Rendezvous) -> None:
+    asking = client(server.url)
+    server.put(0)
+    assert asking.register(OWN) == (Listed(0, "10.0.0.9", 9998), Listed(2, "10.0.0.3", 9998))
+    listing = asking.instances()
+    assert listing is not None and len(listing.instances) == 2
+    asking.heartbeat(2)
+    asking.leave(2, timeout=5.0)
+    with pytest.raises(NotRegistered):
+        asking.heartbeat(2)
+    assert server.asked == [
+        "POST /register-instance",
+        "GET /instances/c",
+        "POST /heartbeat/c/2",
+        "DELETE /instance/c/2",
+        "POST /heartbeat/c/2",
+    ]
+
+
+def test_a_list_is_waited_for_where_the_server_tells_revisions() -> None:
+    with Rendezvous(tells_revisions=True) as server:
+        asking = client(server.url)
+        listing = asking.instances()
+        assert listing is not None and listing.revision
+        assert asking.instances(listing.revision, wait=0.01) is None
+        server.put(1)
+        changed = asking.instances(listing.revision, wait=20.0)
+        assert changed is not None and changed.instances == (Listed(1, "10.0.0.9", 9998),)
+
+
+def test_entries_that_make_no_sense_are_left_out(server: Rendezvous) -> None:
+    body = {
+        "instances": [
+            {"instance_id": 1, "address": "a", "port": 5},
+            {"instance_id": "x", "address": "a", "port": 5},
+            {"instance_id": "2", "address": "", "port": 5},
+            {"instance_id": "3", "address": "a", "port": 70_000},
+            None,
+        ]
+    }
+    server.failing = (200, body)
+    listing = client(server.url).instances()
+    assert listing is not None and listing.instances == (Listed(1, "a", 5),)
+
+
+def test_a_wrong_key(server: Rendezvous) -> None:
+    client(server.url).register(OWN)
+    with pytest.raises(RegistrationRefused) as info:
+        client(server.url, key="x" * 32).register(OWN)
+    assert str(info.value).startswith(PREFIX + server.url)
+    assert "refuses the key of cluster 'c'" in str(info.value)
+    assert "COMFY_CLUSTER_KEY" in str(info.value) and "x" * 32 not in str(info.value)
+
+
+def test_a_taken_index(server: Rendezvous) -> None:
+    server.failing = (409, {"error": "instance 2 is registered from 10.0.0.8 and alive"})
+    with pytest.raises(IndexTaken, match=r"alive"):
+        client(server.url).register(OWN)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(RegistryUnavailable) as info:
+            client(url).register(OWN)
+    assert str(info.value).startswith(f"{PREFIX}{url} cannot be reached (Connection refused)")
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(RegistryUnavailable, match=r"nowhere\.invalid:8089 cannot be reached"):
+        client("http://nowhere.invalid:8089").register(OWN)
+
+
+def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.05)
+    with silent_server() as url, pytest.raises(RegistryUnavailable, match="does not answer in"):
+        client(url).register(OWN)
+
+
+def test_no_tls(server: Rendezvous) -> None:
+    url = server.url.replace("http:", "https:")
+    with pytest.raises(RegistryUnavailable, match=r"TLS fails .* is it an https:// server"):
+        client(url).register(OWN)
+
+
+def test_another_program_answers(server: Rendezvous) -> None:
+    server.raw_answer = b"<html>"
+    with pytest.raises(RegistrationRefused, match="does not answer with JSON"):
+        client(server.url).register(OWN)
+    server.failing = (405, {})
+    with pytest.raises(RegistrationRefused, match="answers 405"):
+        client(server.url).register(OWN)
+
+
+def test_a_server_in_trouble(server: Rendezvous) -> None:
+    server.failing = (503, {"error": "the store is away"})
+    with pytest.raises(RegistryUnavailable, match="answers 503: the store is away"):
+        client(server.url).register(OWN)
+
+
+def test_clocks_that_differ_are_told_once(
+    server: Rendezvous, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=200)
+    asking = client(server.url)
+    asking.instances()
+    assert asking.clock_text == ""
+    server.headers["Date"] = format_datetime(later, usegmt=True)
+    for _ in range(2):
+        asking.instances()
+    assert "s behind that of" in asking.clock_text
+    assert sum("clock of this machine" in each.message for each in caplog.records) == 1

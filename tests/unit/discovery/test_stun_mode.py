@@ -1,0 +1,160 @@
+"""Discovery by rendezvous servers: registering, listing, and going on when they are away."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from comfy_cluster.config import ClusterConfig, RegistrationMode, Role
+from comfy_cluster.discovery import Address, stun
+from comfy_cluster.discovery.stun import StunDiscovery
+from comfy_cluster.errors import DiscoveryError
+from tests.unit.discovery.rendezvous import Rendezvous
+
+WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
+
+
+class Looking:
+    """A discovery and what it reports."""
+
+    def __init__(self, *urls: str, index: int = 1, count: int = 3, key: str = "k" * 32) -> None:
+        config = ClusterConfig(
+            instance_count=count,
+            instance_index=index,
+            role=Role.FOLLOWER if index else Role.LEADER,
+            registration_mode=RegistrationMode.STUN,
+            stun_servers=urls,
+            cluster_id="c",
+            key=key,
+            direct_listen_port=9000 + index,
+        )
+        self.members: queue.Queue[tuple[int, Address]] = queue.Queue()
+        self.failures: queue.Queue[DiscoveryError] = queue.Queue()
+        self.discovery = StunDiscovery(config)
+
+    def start(self) -> None:
+        self.discovery.start(
+            lambda peer, address: self.members.put((peer, address)), self.failures.put
+        )
+
+    def next_member(self) -> tuple[int, Address]:
+        return self.members.get(timeout=WAIT)
+
+
+@contextmanager
+def looking(*urls: str, index: int = 1, count: int = 3, key: str = "k" * 32) -> Iterator[Looking]:
+    made = Looking(*urls, index=index, count=count, key=key)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.discovery.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_RETRY_DELAY", "LARGEST_RETRY_DELAY", "FORMING_INTERVAL"):
+        monkeypatch.setattr(stun, name, 0.01)
+
+
+@pytest.fixture(params=[False, True])
+def server(request: pytest.FixtureRequest) -> Iterator[Rendezvous]:
+    """Of both kinds: polled, and one that holds the question until there is news."""
+    with Rendezvous(tells_revisions=request.param) as made:
+        yield made
+
+
+def test_it_registers_and_finds_the_others(server: Rendezvous) -> None:
+    server.put(0)
+    with looking(server.url) as one:
+        assert one.next_member() == (0, ("10.0.0.9", 9998))
+        assert server.instances["c", "1"]["port"] == 9001
+        assert server.instances["c", "1"]["address"] == "127.0.0.1"  # the way to the server
+        server.put(2, address="10.0.0.8")
+        assert one.next_member() == (2, ("10.0.0.8", 9998))
+        server.put(7)  # of another instance count
+    server.wait_for("DELETE /instance/c/1")
+    assert one.members.empty()
+
+
+def test_two_find_each_other(server: Rendezvous) -> None:
+    with looking(server.url, index=0, count=2) as one, looking(server.url, count=2) as other:
+        assert one.next_member() == (1, ("127.0.0.1", 9001))
+        assert other.next_member() == (0, ("127.0.0.1", 9000))
+
+
+def test_what_any_server_lists_counts() -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Rendezvous()) for _ in range(2))
+        first.put(0)
+        second.put(2)
+        with looking(first.url, second.url) as one:
+            assert sorted(one.next_member()[0] for _ in range(2)) == [0, 2]
+        assert not first.instances.get(("c", "1")) and not second.instances.get(("c", "1"))
+
+
+def test_it_registers_again_when_it_was_forgotten(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stun, "HEARTBEAT_INTERVAL", 0.02)
+    with looking(server.url):
+        server.wait_for("POST /heartbeat/c/1")
+        server.forget_all()
+        server.wait_for("POST /register-instance", count=2)
+
+
+def test_it_goes_on_trying_and_joins_when_the_server_is_back() -> None:
+    with Rendezvous() as gone:
+        port = gone.port
+    with looking(f"http://127.0.0.1:{port}") as one:
+        while "Failed to register with STUN server" not in one.discovery.troubles().get(0, ""):
+            pass
+        with Rendezvous(port=port) as back:
+            back.put(0)
+            assert one.next_member() == (0, ("10.0.0.9", 9998))
+
+
+def test_troubles_say_who_is_not_registered(server: Rendezvous) -> None:
+    server.put(0)
+    with looking(server.url) as one:
+        one.next_member()
+        one.discovery.on_peer_connected(0)
+        assert one.discovery.troubles() == {2: f"it is not registered at {server.url}"}
+
+
+def test_a_name_that_cannot_be_resolved_is_told(server: Rendezvous) -> None:
+    server.put(0, address="nowhere.invalid")
+    with looking(server.url) as one:
+        server.wait_for("GET /instances/c")
+        while "nowhere.invalid cannot be resolved" not in one.discovery.troubles().get(0, ""):
+            pass
+
+
+def test_who_is_heard_is_reported_once(server: Rendezvous) -> None:
+    with looking(server.url) as one:
+        for _ in range(2):
+            one.discovery.on_heard(2, ("10.0.0.4", 9))
+        assert one.next_member() == (2, ("10.0.0.4", 9))
+        assert one.members.empty()
+
+
+def test_a_lost_peer_is_looked_for_at_its_new_address(server: Rendezvous) -> None:
+    server.put(0)
+    with looking(server.url) as one:
+        one.next_member()
+        one.discovery.on_peer_connected(0)
+        server.put(0, address="10.0.0.77")
+        one.discovery.on_peer_lost(0)
+        while one.next_member() != (0, ("10.0.0.77", 9998)):
+            pass
+
+
+def test_a_taken_index_ends_it(server: Rendezvous) -> None:
+    server.failing = (409, {"error": "instance 1 is alive elsewhere"})
+    with looking(server.url) as one:
+        error = one.failures.get(timeout=WAIT)
+    assert "Failed to register with STUN server" in str(error)
+    assert "alive elsewhere" in str(error)
