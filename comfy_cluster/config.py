@@ -235,8 +235,15 @@ def _check_addresses(addresses: tuple[InstanceAddress, ...], count: int) -> None
     if len(addresses) != count:
         expected = f"{count} addresses, one for each instance, and not {len(addresses)}"
         raise invalid("UDP_HOSTNAMES", shown, expected)
-    if len(set(addresses)) != count:
-        raise invalid("UDP_HOSTNAMES", shown, "a different address for each instance")
+    places: dict[InstanceAddress, int] = {}
+    for index, address in enumerate(addresses):
+        first = places.setdefault(address, index)
+        if first != index:
+            expected = (
+                f"a different address for each instance: entries {first} and {index} are both "
+                f"{address}"
+            )
+            raise invalid("UDP_HOSTNAMES", shown, expected)
 
 
 def _require(reader: SettingsReader) -> None:

@@ -56,6 +56,8 @@ def cli() -> None:
         comfy-cluster bench
     To see how your COMFY_CLUSTER_* variables are understood:
         comfy-cluster info
+    To see who is connected to the ComfyUI of this machine:
+        comfy-cluster status
     """
 
 
@@ -231,6 +233,26 @@ def bench(
         codecs=command.checked_codecs(codecs),
     )
     command.run_bench(rows, options, os.environ, json_target=json_target)
+
+
+@cli.command()
+@click.option("--url", help="Of the ComfyUI to ask.  [default: the one of this machine]")
+@click.option("--json", "is_json", is_flag=True, help="Print it as JSON, and no table.")
+def status(url: str | None, is_json: bool) -> None:
+    """Show what a running ComfyUI knows of its cluster: who is connected, and why others are not.
+
+    Exit code 1 if nobody answers.
+    """
+    from rich.console import Console
+
+    from comfy_cluster.cli import status as command
+
+    url = url or command.default_url(os.environ)
+    text = command.ask(url)
+    if is_json:
+        click.echo(text)
+    else:
+        command.print_status(Console(), command.parse(text, url))
 
 
 @cli.command()

@@ -36,12 +36,11 @@ from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener
 from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
 from comfy_cluster.cluster.value_transfers import ValueTransfers
-from comfy_cluster.config import LEADER, ClusterConfig, ImagePrecision, role_of
-from comfy_cluster.discovery.base import Address, Discovery, address_text
+from comfy_cluster.config import LEADER, ClusterConfig, ImagePrecision
+from comfy_cluster.discovery.base import Address, Discovery
 from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
 from comfy_cluster.protocol.events import PeerConnected, PeerLost, StrangerHeard
 from comfy_cluster.transport.handle import Handle
-from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.wire import MessageType
 
 logger = logging.getLogger("comfy_cluster.cluster")
@@ -411,9 +410,19 @@ class Cluster:
             registration_mode=config.registration_mode,
             cluster_id=config.cluster_id,
             engine=self._engine_name,
-            peers=() if transport is None else tuple(map(_peer_summary, transport.peers())),
+            peers=self._peer_summaries(),
             stats={} if transport is None else {**transport.stats(), **self._chooser.stats()},
             image_precision=config.image_precision,
+        )
+
+    def _peer_summaries(self) -> tuple[PeerSummary, ...]:
+        if self._transport is None or self._discovery is None:
+            return ()
+        troubles = self._membership.troubles(self._discovery.troubles())
+        patience = self.config.instance_timeout / 2
+        return tuple(
+            PeerSummary.of(each, trouble=troubles.get(each.index, ""), patience=patience)
+            for each in self._transport.peers()
         )
 
     # Called by the layers below.
@@ -470,18 +479,3 @@ class Cluster:
             self._ready.set_result(None)
         else:
             self._ready.set_exception(error)
-
-
-def _peer_summary(peer: PeerInfo) -> PeerSummary:
-    address = "address unknown" if peer.address is None else address_text(peer.address)
-    return PeerSummary(
-        instance_index=peer.index,
-        role=role_of(peer.index),
-        address=address,
-        is_connected=peer.is_connected,
-        rtt=peer.rtt,
-        bytes_sent=peer.bytes_sent + peer.shared_bytes_sent,
-        bytes_received=peer.bytes_received + peer.shared_bytes_received,
-        chunks_retransmitted=peer.chunks_retransmitted,
-        shares_memory=peer.shares_memory,
-    )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
+from comfy_cluster import __version__
 from comfy_cluster.cluster.state import InstanceState
-from comfy_cluster.config import ImagePrecision, RegistrationMode, Role
+from comfy_cluster.config import ImagePrecision, RegistrationMode, Role, role_of
+from comfy_cluster.discovery.base import address_text
+from comfy_cluster.transport.peer_info import PeerInfo
 
 ROUNDING_TEXT = (
     "COMFY_CLUSTER_IMAGE_PRECISION=uint8: images and masks are rounded to 8 bits on their way, so"
@@ -31,17 +37,49 @@ class PeerSummary:
     chunks_retransmitted: int
     shares_memory: bool = False
     """Large payloads go through shared memory: it is on this machine."""
+    packet_size: int = 0
+    """Bytes of UDP payload that the path is known to carry; 0 while it is not connected."""
+    software_version: str = ""
+    is_suspect: bool = False
+    """Connected, and silent for half of the time after which it is lost."""
+    trouble: str = ""
+    """Why it is not connected, for people; empty where that is not known."""
+
+    @classmethod
+    def of(cls, peer: PeerInfo, *, trouble: str, patience: float) -> PeerSummary:
+        """`patience`: seconds of silence that say nothing yet."""
+        return cls(
+            instance_index=peer.index,
+            role=role_of(peer.index),
+            address="address unknown" if peer.address is None else address_text(peer.address),
+            is_connected=peer.is_connected,
+            rtt=peer.rtt,
+            bytes_sent=peer.bytes_sent + peer.shared_bytes_sent,
+            bytes_received=peer.bytes_received + peer.shared_bytes_received,
+            chunks_retransmitted=peer.chunks_retransmitted,
+            shares_memory=peer.shares_memory,
+            packet_size=peer.packet_size,
+            software_version=peer.software_version,
+            is_suspect=peer.is_connected and peer.silent_for > patience,
+            trouble=trouble,
+        )
+
+    @property
+    def connection_text(self) -> str:
+        """How it is reached, or why it is not."""
+        if not self.is_connected:
+            return "not connected" + (f" ({self.trouble})" if self.trouble else "")
+        way = "shared memory" if self.shares_memory else "UDP"
+        return f"{'silent' if self.is_suspect else 'connected'}, {way}"
 
     def text(self) -> str:
         """One line for people."""
-        connection = "not connected"
-        if self.is_connected:
-            connection = f"connected, {'shared memory' if self.shares_memory else 'UDP'}"
         rtt = "-" if self.rtt is None else f"{self.rtt * 1000:.2f} ms"
         return (
-            f"Instance {self.instance_index} ({self.role}): {self.address}, {connection}, "
-            f"RTT {rtt}, sent {_size_text(self.bytes_sent)}, "
-            f"received {_size_text(self.bytes_received)}, "
+            f"Instance {self.instance_index} ({self.role}): {self.address}, "
+            f"{self.connection_text}, "
+            f"RTT {rtt}, sent {size_text(self.bytes_sent)}, "
+            f"received {size_text(self.bytes_received)}, "
             f"resent {self.chunks_retransmitted} chunks"
         )
 
@@ -64,6 +102,25 @@ class ClusterInfo:
     stats: Mapping[str, int] = field(default_factory=dict)
     """Counters by name; docs/protocol.md defines them."""
     image_precision: ImagePrecision = ImagePrecision.EXACT
+    software_version: str = __version__
+
+    def to_json(self) -> str:
+        """All of it, for programs: field names as here, times in seconds, sizes in bytes."""
+        return json.dumps(dataclasses.asdict(self), default=lambda value: value.value)
+
+    @classmethod
+    def parse(cls, text: str) -> ClusterInfo:
+        """What `to_json` gave. ValueError: it is something else."""
+        try:
+            values = json.loads(text)
+            values["peers"] = tuple(
+                PeerSummary(**{**each, "role": Role(each["role"])}) for each in values["peers"]
+            )
+            for name, kind in _ENUMS.items():
+                values[name] = kind(values[name])
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"no status of a cluster: {error!r}") from None
 
     def text(self) -> str:
         """Several lines for people; `Connected: n/m instances` is among them."""
@@ -83,7 +140,15 @@ class ClusterInfo:
         return "\n".join(lines)
 
 
-def _size_text(size: int) -> str:
+_ENUMS: Mapping[str, type[Enum]] = {
+    "role": Role,
+    "state": InstanceState,
+    "registration_mode": RegistrationMode,
+    "image_precision": ImagePrecision,
+}
+
+
+def size_text(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     value, unit = size / 1000, "kB"

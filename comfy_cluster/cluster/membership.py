@@ -71,11 +71,17 @@ class Membership:
         elif isinstance(event, PeerRefused):
             self._on_refused(event)
 
+    def troubles(self, others: Mapping[int, str]) -> dict[int, str]:
+        """By instance that is not connected: why, if that is known here or in `others`."""
+        with self._lock:
+            reasons = {**others, **self._refused}
+            return {each: text for each, text in reasons.items() if each not in self._connected}
+
     def missing_text(self, troubles: Mapping[int, str]) -> str:
         """Which instances are not connected, and why if that is known here or in `troubles`."""
+        reasons = self.troubles(troubles)
         with self._lock:
             missing = [each for each in range(self._count) if each not in self._connected]
-            reasons = {**troubles, **self._refused}
         named = [
             self._name(each) + (f" [{reasons[each]}]" if each in reasons else "")
             for each in missing

@@ -19,6 +19,7 @@ from comfy_cluster.work.work import Work
 logger = logging.getLogger("comfy_cluster.comfyui")
 
 QUEUE_PATH = "/cluster/queue"
+STATUS_PATH = "/cluster/status"
 ANSWER_TIMEOUT = 60.0  # seconds; followers validate within one or two
 
 
@@ -28,6 +29,22 @@ def add_routes(server: Any, get_work: Callable[[], Work]) -> None:
     @server.routes.post(QUEUE_PATH)  # type: ignore[untyped-decorator]
     async def queue_on_all(request: web.Request) -> web.Response:
         return await _queue_on_all(request, server, get_work)
+
+    @server.routes.get(STATUS_PATH)  # type: ignore[untyped-decorator]
+    async def status(request: web.Request) -> web.Response:
+        return await _status(request, get_work)
+
+
+async def _status(request: web.Request, get_work: Callable[[], Work]) -> web.Response:
+    """What this instance knows of the cluster: `ClusterInfo.to_json`."""
+    if _is_foreign(request.headers):
+        return _refused(403, "foreign_origin", "this address is for ComfyUI's own page only")
+    try:
+        # Not on the server's loop: it waits for the transport's thread.
+        text = await asyncio.get_running_loop().run_in_executor(None, lambda: get_work().status())
+    except ClusterError as error:
+        return _refused(503, "cluster", str(error))
+    return web.Response(text=text, content_type="application/json")
 
 
 async def _queue_on_all(

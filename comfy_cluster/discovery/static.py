@@ -15,15 +15,17 @@ It sends nothing to anybody: whether an instance answers is found out by the tra
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
+from comfy_cluster.discovery.interfaces import own_addresses
 from comfy_cluster.errors import ConfigError
 
 logger = logging.getLogger("comfy_cluster.discovery")
@@ -53,12 +55,14 @@ class StaticDiscovery:
         *,
         resolve: Resolver | None = None,
         retry_delay: float = FIRST_RETRY_DELAY,
+        own_addresses: Callable[[], Collection[str]] = own_addresses,
     ) -> None:
         """`entries`: (host name or IP literal, port) of every instance, this one included."""
         self._entries = list(entries)
         self._instance_index = instance_index
         self._resolve = resolve or resolve_ipv4
         self._retry_delay = retry_delay
+        self._own_addresses = own_addresses
         self._on_member: MemberListener = _ignore_member
         self._known: dict[int, Address] = {}
         self._owners: dict[Address, int] = {}  # for whom an address was reported last
@@ -74,6 +78,9 @@ class StaticDiscovery:
         ConfigError of `on_member` for a literal: it can never be reached.
         """
         self._on_member = on_member
+        hostname, port = self._entries[self._instance_index]
+        if _is_ip_literal(hostname):
+            self._check_own((hostname, port))
         for peer, (hostname, port) in self._entries_of_peers():
             if _is_ip_literal(hostname):
                 self._report(peer, (hostname, port))
@@ -119,7 +126,27 @@ class StaticDiscovery:
         numbered = enumerate(self._entries)
         return [(peer, entry) for peer, entry in numbered if peer != self._instance_index]
 
+    def _check_own(self, address: Address) -> None:
+        """Whether the own entry can be this instance's: the commonest mistake is a wrong order."""
+        hostname, _ = address
+        if hostname in self._own_addresses():
+            return
+        logger.warning(
+            "! entry %s is this instance's own, and %s is no address of this machine: are "
+            "COMFY_CLUSTER_INSTANCE_INDEX and the order of the entries right? (Behind NAT they may "
+            "be.)",
+            self._entry_text(self._instance_index),
+            hostname,
+        )
+
+    def _look_up_own_name(self) -> None:
+        hostname, port = self._entries[self._instance_index]
+        if not _is_ip_literal(hostname):
+            with contextlib.suppress(OSError, UnicodeError):  # nobody here needs to reach it
+                self._check_own(self._resolve(hostname, port))
+
     def _look_up_names(self) -> None:
+        self._look_up_own_name()
         while (peer := self._next_due()) is not None:
             hostname, port = self._entries[peer]
             try:

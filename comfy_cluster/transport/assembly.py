@@ -170,8 +170,9 @@ def _log_socket(sock: socket.socket, sizes: sockets.BufferSizes, engine_name: st
     logger.info("= listening on %s, %s engine", where, engine_name)
     if sizes.receive_capacity < POOR_RECEIVE_CAPACITY:
         logger.warning(
-            "! the system grants a receive buffer of only %d KiB, which slows transfers down:"
-            " raise it (on Linux: sysctl -w net.core.rmem_max=268435456)",
+            "! the system grants a receive buffer of only %d KiB, which slows transfers down: raise"
+            " it with the project's scripts/set_kernel_buffer_sizes.sh (on Linux that is:"
+            " sysctl -w net.core.rmem_max=268435456)",
             sizes.receive >> 10,
         )
 
@@ -218,6 +219,7 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         role=core.role,
         software_version=core.software_version,
         engine_name=core.engine_name,
+        silent_for=max(0.0, time.monotonic() - flow["last_received_at"]),
         rtt=flow["smoothed_rtt"] if flow["min_rtt"] else core.message_rtt or None,
         shares_memory=shared is not None and index in shared.peers,
         shared_bytes_sent=0 if shared is None else shared.bytes_sent(index),

@@ -22,6 +22,8 @@ class PeerInfo:
     rtt: float | None = None
     """Smoothed seconds; None: nothing measured yet."""
     packet_size: int = 0
+    silent_for: float = 0.0
+    """Seconds since anything was heard of it."""
     shares_memory: bool = False
     """Large payloads travel through shared memory, not over UDP."""
     shared_bytes_sent: int = 0

@@ -85,6 +85,9 @@ class ClusterWork(Work):
     def info_text(self) -> str:
         return self._cluster.info().text()
 
+    def status(self) -> str:
+        return self._cluster.info().to_json()
+
     # Prompts of this instance's own user.
 
     async def run_of(self, call: NodeCall) -> tuple[Run, NodeCall]:

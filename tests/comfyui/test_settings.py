@@ -62,6 +62,11 @@ def test_one_process_runs_whole_workflows_too(single: ComfyInstance, unique: str
     assert_same(single.saved(unique), single.saved(f"{unique}-plain"))
 
 
+def test_it_tells_its_status(single: ComfyInstance) -> None:
+    status = single.client.get("/cluster/status")
+    assert (status["connected_count"], status["instance_count"]) == (1, 1)
+
+
 def test_the_nodes_are_there_with_their_names(single: ComfyInstance) -> None:
     info = single.client.get("/object_info")
     ours = {name: each for name, each in info.items() if name.startswith("Cluster")}

@@ -145,6 +145,9 @@ def test_info_tells_each_instance_who_it_is(cluster: ComfyCluster, unique: str) 
     for index, instance in enumerate(cluster.instances):
         assert instance.saved(unique) == [index]
         assert "Connected: 4/4 instances" in instance.saved(f"{unique}-text")[0]
+        status = instance.client.get("/cluster/status")
+        assert (status["instance_index"], status["connected_count"]) == (index, 4)
+        assert all(peer["is_connected"] for peer in status["peers"])
 
 
 def test_memory_is_freed_on_every_instance(cluster: ComfyCluster, unique: str) -> None:

@@ -249,7 +249,7 @@ def _web_modules() -> list[Any]:
     web = _module(
         "aiohttp.web",
         Request=object,
-        Response=Response,
+        Response=lambda text, content_type: Response(text),
         json_response=lambda body, status=200: Response(body, status),
     )
     return [_module("aiohttp", web=web), web]

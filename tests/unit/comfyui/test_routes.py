@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from comfy_cluster.cluster.info import ClusterInfo
 from comfy_cluster.errors import ConfigError, DiscoveryError, WorkflowError
 from comfy_cluster.transport.handle import Handle
+from comfy_cluster.work.work import Work
 from tests.unit.comfyui.fake_modules import FakeComfyUI
 
 WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
@@ -43,6 +45,8 @@ class Routes:
             return fn
 
         return add
+
+    get = post
 
 
 @dataclass
@@ -171,6 +175,35 @@ def test_pages_of_other_sites(
     answer = post(comfyui, request, lambda: work)
     assert answer.status == (403 if is_foreign else 200)
     assert bool(work.asked) is not is_foreign
+
+
+def ask_status(
+    comfyui: FakeComfyUI, get_work: Any, headers: Mapping[str, str] | None = None
+) -> Any:
+    from comfy_cluster.comfyui.routes import STATUS_PATH, add_routes
+
+    comfyui.server.routes = Routes()
+    add_routes(comfyui.server, get_work)
+    return asyncio.run(comfyui.server.routes.found[STATUS_PATH](Request("", headers or {})))
+
+
+def test_the_status_of_a_cluster_of_one(comfyui: FakeComfyUI) -> None:
+    host: Any = None
+    answer = ask_status(comfyui, lambda: Work(host))
+    info = ClusterInfo.parse(answer.body)
+    assert answer.status == 200 and info.connected_count == info.instance_count == 1
+    assert info.text().splitlines()[0] == "Instance 0 of 1 (LEADER), IDLE"
+
+
+def test_a_status_that_cannot_be_told(comfyui: FakeComfyUI) -> None:
+    def get_work() -> Any:
+        raise ConfigError("Missing required environment variable")
+
+    answer = ask_status(comfyui, get_work)
+    assert answer.status == 503
+    assert "Missing required" in answer.body["error"]["message"]
+    foreign = {"Host": "a", "Origin": "http://evil.example"}
+    assert ask_status(comfyui, get_work, foreign).status == 403
 
 
 def test_the_server_and_its_start(comfyui: FakeComfyUI) -> None:

@@ -17,6 +17,8 @@ from comfy_cluster.errors import ConfigError
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 RETRY_DELAY = 0.001  # seconds
 
+OWN_ADDRESSES = {"127.0.0.1", "::1", "10.0.0.1"}
+
 Members = queue.Queue[tuple[int, Address]]
 
 
@@ -49,7 +51,11 @@ def start(members: Members) -> Iterator[Callable[..., StaticDiscovery]]:
         entries: list[tuple[str, int]], names: FakeNames, *, instance_index: int = 0
     ) -> StaticDiscovery:
         discovery = StaticDiscovery(
-            entries, instance_index, resolve=names.resolve, retry_delay=RETRY_DELAY
+            entries,
+            instance_index,
+            resolve=names.resolve,
+            retry_delay=RETRY_DELAY,
+            own_addresses=lambda: OWN_ADDRESSES,
         )
         started.append(discovery)
         discovery.start(lambda peer, address: members.put((peer, address)))
@@ -71,6 +77,31 @@ def test_literals_are_reported_at_once_and_need_no_thread(
     assert members.get_nowait() == (0, ("10.0.0.1", 9998))
     assert members.get_nowait() == (2, ("10.0.0.3", 9998))
     assert members.empty() and discovery_threads() == []
+
+
+@pytest.mark.parametrize("own", ["10.0.0.9", "elsewhere"])
+def test_an_own_entry_that_is_elsewhere_is_told(
+    own: str, start: Callable[..., StaticDiscovery], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = FakeNames(elsewhere="10.0.0.9", peer="10.0.0.2")
+    start([(own, 9998), ("peer", 9998)], names)
+    assert names.asked.get(timeout=WAIT)
+    while names.asked.get(timeout=WAIT) != "peer":
+        pass
+    (text,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert f"entry 0 of COMFY_CLUSTER_UDP_HOSTNAMES ({own}:9998) is this instance's own" in text
+    assert "10.0.0.9 is no address of this machine" in text
+
+
+@pytest.mark.parametrize("own", ["10.0.0.1", "here", "nowhere"])
+def test_an_own_entry_that_is_here_or_unknown_is_not(
+    own: str, start: Callable[..., StaticDiscovery], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = FakeNames(here="10.0.0.1", peer="10.0.0.2")
+    start([(own, 9998), ("peer", 9998)], names)
+    while names.asked.get(timeout=WAIT) != "peer":
+        pass
+    assert not caplog.records
 
 
 def test_names_are_looked_up_when_started_and_not_before(
@@ -112,7 +143,9 @@ def test_a_name_that_no_lookup_takes_is_trouble_and_the_others_are_still_found(
 
     names = FakeNames(good="10.0.0.3")
     entries = [("10.0.0.1", 9998), ("a..b", 9999), ("good", 9998)]
-    discovery = StaticDiscovery(entries, 0, resolve=resolve, retry_delay=RETRY_DELAY)
+    discovery = StaticDiscovery(
+        entries, 0, resolve=resolve, retry_delay=RETRY_DELAY, own_addresses=lambda: OWN_ADDRESSES
+    )
     with closing(discovery):
         discovery.start(lambda peer, address: members.put((peer, address)))
         assert members.get(timeout=WAIT) == (2, ("10.0.0.3", 9998))
@@ -133,7 +166,13 @@ def test_an_address_that_the_transport_cannot_reach_is_trouble_until_it_is_anoth
 
     names = FakeNames(follower="fe80::2")
     entries = [("10.0.0.1", 9998), ("follower", 9999)]
-    discovery = StaticDiscovery(entries, 0, resolve=names.resolve, retry_delay=RETRY_DELAY)
+    discovery = StaticDiscovery(
+        entries,
+        0,
+        resolve=names.resolve,
+        retry_delay=RETRY_DELAY,
+        own_addresses=lambda: OWN_ADDRESSES,
+    )
     with closing(discovery):
         discovery.start(on_member)
         for _ in range(3):
