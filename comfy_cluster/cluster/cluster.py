@@ -354,6 +354,15 @@ class Cluster:
         """What instance `source` sends by `send_value` under that key."""
         return self._values().receive(key, source, kind=kind)
 
+    def allocate(self, size: int) -> memoryview:
+        """Writable memory of `size` bytes, touched before if there is such: see `MemoryPool`.
+
+        Raises MemoryError.
+        """
+        if self._transport is None:
+            return memoryview(bytearray(size))
+        return self._transport.allocate(size)
+
     def _values(self) -> ValueTransfers:
         collectives = self._open_collectives()
         if collectives is None:

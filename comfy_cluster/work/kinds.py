@@ -11,6 +11,9 @@ import torch
 from comfy_cluster import batches
 from comfy_cluster.errors import WorkflowError
 
+Allocate = Callable[[int], memoryview]
+"""Gives writable memory of so many bytes; torch's own where there is none of those."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKind:
@@ -24,8 +27,8 @@ class BatchKind:
     """Items of a value. WorkflowError: it is no such value."""
     cut: Callable[[Any, range], Any]
     """Those items of a value, as views."""
-    join: Callable[[Sequence[Any]], Any]
-    """The inverse. WorkflowError: they do not fit together."""
+    join: Callable[[Sequence[Any], Allocate | None], Any]
+    """The inverse, in memory of that. WorkflowError: they do not fit together."""
     describe: Callable[[Any], str]
     """Shape and dtype, for people."""
 
@@ -85,7 +88,7 @@ MASKS = BatchKind(
     is_image=True,
     count=lambda value: len(_masks(value)),
     cut=lambda value, part: _masks(value)[part.start : part.stop],
-    join=lambda parts: batches.concat([_masks(part) for part in parts]),
+    join=lambda parts, allocate: batches.concat([_masks(part) for part in parts], allocate),
     describe=lambda value: _describe(_masks(value)),
 )
 LATENTS = BatchKind(
@@ -93,7 +96,7 @@ LATENTS = BatchKind(
     is_image=False,
     count=lambda value: batches.count_items(batches.latent_samples(_latent(value))),
     cut=lambda value, part: _cut_latent(value, part),
-    join=batches.concat_latents,
+    join=lambda parts, allocate: batches.concat_latents(parts),  # a few MB
     describe=lambda value: _describe(batches.latent_samples(_latent(value))),
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind
+from comfy_cluster.work.kinds import Allocate, BatchKind
 from comfy_cluster.work.plan import Outcome, RegionPlan
 from comfy_cluster.work.redo import Redos
 from comfy_cluster.work.region_run import RegionRun
@@ -34,7 +34,9 @@ class LeaderRun:
         *,
         host: Host,
         begin_region: Callable[[RegionPlan], RegionRun],
+        allocate: Allocate,
     ) -> None:
+        """`allocate` gives the memory of joined results."""
         self._plans = {
             node_id: plan
             for plan in plans
@@ -44,7 +46,7 @@ class LeaderRun:
         self._host = host
         self._begin_region = begin_region
         self._runs: dict[str, RegionRun] = {}
-        self._redos = Redos(host)
+        self._redos = Redos(host, allocate)
         self._shown: dict[str, str] = {}  # by end: the progress that the user sees
         self._broadcast_values: dict[str, Any] = {}
         self._broadcasts = LocalBroadcasts()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from comfy_cluster.errors import WorkflowError
 from comfy_cluster.work.host import Host
-from comfy_cluster.work.kinds import BatchKind, with_positions
+from comfy_cluster.work.kinds import Allocate, BatchKind, with_positions
 from comfy_cluster.work.plan import Outcome, RegionPlan
 from comfy_cluster.work.run import Expansion, NodeCall
 from comfy_cluster.work.shares import Piece, Share, join_pieces
@@ -58,8 +58,10 @@ class _Redo:
 class Redos:
     """Those of one prompt. Used on ComfyUI's prompt thread only."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, allocate: Allocate | None = None) -> None:
+        """`allocate` gives the memory of joined results: pages that were touched before."""
         self._host = host
+        self._allocate = allocate
         self._by_node: dict[str, _Redo] = {}
         self._numbers = itertools.count(1)
 
@@ -97,7 +99,13 @@ class Redos:
             is_list = any(len(piece.values) != 1 for piece in outcome.pieces)
         count = source.batch_count
         if plan.prompt[end]["class_type"] not in GATHERS:
-            return join_pieces(outcome.pieces, kind, batch_count=count, makes_list=is_list)
+            return join_pieces(
+                outcome.pieces,
+                kind,
+                batch_count=count,
+                makes_list=is_list,
+                allocate=self._allocate,
+            )
         ordered = sorted(outcome.pieces, key=Piece.order)
         return [
             value

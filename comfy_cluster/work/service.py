@@ -126,7 +126,9 @@ class ClusterWork(Work):
         def begin_region(plan: RegionPlan) -> RegionRun:
             return RegionRun(plan, job_id=_job_id(call.prompt_id), cluster=cluster, leading=leading)
 
-        return LeaderRun(plans, host=self.host, begin_region=begin_region)
+        return LeaderRun(
+            plans, host=self.host, begin_region=begin_region, allocate=cluster.allocate
+        )
 
     async def wait_until_ready(self, call: NodeCall) -> None:
         cluster = self._cluster

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy_cluster.errors import WorkflowError
-from comfy_cluster.work.kinds import BatchKind
+from comfy_cluster.work.kinds import Allocate, BatchKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,12 @@ class Piece:
 
 
 def join_pieces(
-    pieces: Sequence[Piece], kind: BatchKind, *, batch_count: int, makes_list: bool
+    pieces: Sequence[Piece],
+    kind: BatchKind,
+    *,
+    batch_count: int,
+    makes_list: bool,
+    allocate: Allocate | None = None,
 ) -> list[Any]:
     """The results of all shares as one list of batches, in the order of the items.
 
@@ -173,12 +178,14 @@ def join_pieces(
         # A list from upstream, such as of seeds, of which each instance has made its part.
         columns = zip(*(piece.values for piece in ordered), strict=True)
         instances = [piece.share.instance for piece in ordered]
-        return [_join(list(zip(instances, values, strict=True)), kind) for values in columns]
+        return [
+            _join(list(zip(instances, values, strict=True)), kind, allocate) for values in columns
+        ]
     joined = []
     for index in range(batch_count):
         parts = [(piece.share.instance, value) for piece, value in _parts_of(ordered, index)]
         if parts:
-            joined.append(_join(parts, kind))
+            joined.append(_join(parts, kind, allocate))
     return joined
 
 
@@ -196,9 +203,9 @@ def _parts_of(pieces: Sequence[Piece], index: int) -> list[tuple[Piece, Any]]:
     return parts
 
 
-def _join(parts: Sequence[tuple[int, Any]], kind: BatchKind) -> Any:
+def _join(parts: Sequence[tuple[int, Any]], kind: BatchKind, allocate: Allocate | None) -> Any:
     try:
-        return kind.join([value for _, value in parts])
+        return kind.join([value for _, value in parts], allocate)
     except WorkflowError as error:
         sent = ", ".join(
             f"instance {instance} sent {kind.describe(value)}" for instance, value in parts

@@ -95,7 +95,7 @@ class WorkflowRun:
         self._pending: list[tuple[int, Handle[Any]]] = []  # source and what it will send
         self._assignments: list[Assignment] = []
         self._broadcasts = LocalBroadcasts()
-        self._redos = Redos(host)
+        self._redos = Redos(host, cluster.allocate)
         self._grace = Grace(DECODING_GRACE)
         self._lock = threading.Lock()  # guards what is pending, and closing
         self.failure: BaseException | None = None

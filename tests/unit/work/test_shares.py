@@ -172,7 +172,7 @@ def test_a_single_mask_is_a_batch_of_one() -> None:
     mask = torch.rand(4, 5)
     assert MASKS.count(mask) == 1
     assert torch.equal(MASKS.cut(mask, range(0, 1)), mask.unsqueeze(0))
-    assert torch.equal(MASKS.join([mask, mask]), torch.stack([mask, mask]))
+    assert torch.equal(MASKS.join([mask, mask], None), torch.stack([mask, mask]))
     assert MASKS.describe(mask) == "[1, 4, 5] float32"
 
 
