@@ -66,6 +66,11 @@ class Handshake:
         current = {self.connection.local_session} if self.connection else set()
         return {self.pending_session} | current
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether the peer's HELLOs arrive here, though it may not get ours."""
+        return self.connection is not None or self._heard_session != 0
+
     def hello(self) -> Announce:
         """What to tell the peer now, unasked."""
         if self.connection is not None:

@@ -41,7 +41,13 @@ class Peer:
     def info(self) -> PeerInfo:
         connection = self.connection
         if connection is None:
-            return PeerInfo(self.index, self.address, False, messages_waiting=len(self.outbox))
+            return PeerInfo(
+                self.index,
+                self.address,
+                False,
+                messages_waiting=len(self.outbox),
+                is_heard=self.handshake.is_heard,
+            )
         announce = connection.announce
         rtt = self.outbox.rtt
         return PeerInfo(
@@ -56,4 +62,5 @@ class Peer:
             packet_size=self.packet_size,
             message_rtt=rtt.smoothed if rtt.has_sample else 0.0,
             messages_waiting=len(self.outbox),
+            is_heard=True,
         )

@@ -72,3 +72,5 @@ class PeerInfo:
     """Smoothed seconds from a message to its ACK; 0.0: none measured."""
     messages_waiting: int = 0
     """Messages to this peer without an ACK so far."""
+    is_heard: bool = False
+    """Its HELLOs arrive here. Without a connection: ours do not arrive there."""

@@ -207,7 +207,7 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
     """A snapshot of one member. On the control thread only, or after it has ended."""
     core = parts.endpoint.peer_info(index)
     if not core.is_connected:
-        return PeerInfo(index, core.address)
+        return PeerInfo(index, core.address, is_heard=core.is_heard)
     flow = parts.engine.peer_stats(index)
     shared = parts.shared_memory
     names = {field.name for field in dataclasses.fields(PeerInfo)} & flow.keys()
@@ -224,5 +224,6 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         shares_memory=shared is not None and index in shared.peers,
         shared_bytes_sent=0 if shared is None else shared.bytes_sent(index),
         shared_bytes_received=0 if shared is None else shared.bytes_received(index),
+        is_heard=True,
         **{name: flow[name] for name in names},
     )

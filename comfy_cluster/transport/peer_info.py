@@ -37,3 +37,5 @@ class PeerInfo:
     chunks_sent: int = 0
     chunks_retransmitted: int = 0
     bytes_retransmitted: int = 0
+    is_heard: bool = False
+    """Its HELLOs arrive here. Without a connection: ours do not arrive there."""
