@@ -40,6 +40,7 @@ LAYERS = {
     "comfyui": 6,
     "runtime": 6,
     "benchmarks": 7,
+    "doctor": 7,
     "nodes": 7,
     "cli": 8,
     "extension": 8,
@@ -57,6 +58,7 @@ UNITS_WITHOUT_TORCH = {name for name, layer in LAYERS.items() if layer == 0} | {
     "protocol",
     "transport",
     "discovery",
+    "doctor",
 }
 COMFYUI_MODULES = {
     "comfy",

@@ -58,6 +58,8 @@ def cli() -> None:
         comfy-cluster info
     To see who is connected to the ComfyUI of this machine:
         comfy-cluster status
+    To find out why instances do not connect:
+        comfy-cluster doctor
     """
 
 
@@ -263,3 +265,25 @@ def info() -> None:
     from comfy_cluster.cli.environment import print_environment
 
     print_environment(Console(), os.environ)
+
+
+@cli.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.5, 600),
+    default=5.0,
+    show_default=True,
+    help="How long to look for the others; it ends earlier when all is well.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(seconds: float, is_json: bool) -> None:
+    """Find out what keeps the instances from connecting.
+
+    Checks the settings of this environment, names, ports, buffers and servers. Then takes part in
+    the cluster as this instance for some seconds, so stop ComfyUI here first, and leave the others
+    running. Names the layer that fails and what to do. Exit code 1 if something fails.
+    """
+    from comfy_cluster.cli.doctor import run_doctor
+
+    if run_doctor(os.environ, seconds=seconds, is_json=is_json).has_failed:
+        sys.exit(1)

@@ -70,6 +70,16 @@ def address_towards(destinations: Iterable[tuple[str, int]]) -> str | None:
     return None
 
 
+def mtu_towards(destination: tuple[str, int]) -> int | None:
+    """Bytes of the largest IP packet of the interface that packets to `destination` leave by."""
+    source = address_towards([destination])
+    states = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        if name in states and any(each.address.partition("%")[0] == source for each in addresses):
+            return int(states[name].mtu)
+    return None
+
+
 def _directed_broadcast(address: str, netmask: str | None) -> str:
     """Empty for a network of one or two addresses, such as that of a tunnel."""
     if not netmask:
