@@ -50,9 +50,9 @@ def names_of(config: ClusterConfig) -> Iterator[Name]:
         port = config.direct_listen_port
         yield Name(config.instance_address, port, "COMFY_CLUSTER_INSTANCE_ADDRESS", is_own=True)
     elif config.registration_mode is RegistrationMode.STUN:
-        hostname = own_hostname(config, (), towards=lambda _: None)
-        if hostname is not None and config.runpod_pod_id is not None:
-            yield Name(hostname, config.direct_listen_port, "the pod's name at RunPod", is_own=True)
+        pod_name = own_hostname(config, (), towards=lambda _: None)
+        if pod_name is not None and config.runpod_pod_id is not None:
+            yield Name(pod_name, config.direct_listen_port, "the pod's name at RunPod", is_own=True)
 
 
 def look_up(config: ClusterConfig, *, resolve: Resolver | None = None) -> list[LookedUp]:

@@ -45,10 +45,10 @@ def check_port(config: ClusterConfig) -> list[Finding]:
         ]
 
 
-def _owner(port: int) -> str:
-    if sys.platform == "linux":
+def _owner(port: int, *, platform: str = sys.platform) -> str:
+    if platform == "linux":
         return f"who has it: sudo ss -ulpn sport = :{port}"
-    if sys.platform == "win32":
+    if platform == "win32":
         return f"who has it: Get-NetUDPEndpoint -LocalPort {port}"
     return f"who has it: sudo lsof -nP -iUDP:{port}"
 

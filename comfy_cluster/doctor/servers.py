@@ -60,5 +60,5 @@ def _ask(registry: Registry) -> Finding:
             advice=f"look from here: curl -v {registry.url}/health",
         )
     instances = listing.instances if listing else ()
-    there = ", ".join(str(each.instance_index) for each in instances) or "nobody"
+    there = ", ".join(map(str, sorted(each.instance_index for each in instances))) or "nobody"
     return ok(Layer.SERVER, registry.url, f"answers and takes the key; registered: {there}")

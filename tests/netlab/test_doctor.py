@@ -78,8 +78,14 @@ def rules(namespace: str, text: str) -> None:
 
 def drop(host: Host, hook: str, match: str, verdict: str = "drop") -> None:
     """A firewall rule in a host, for what comes `input` or goes `output`."""
-    chain = f"chain c {{ type filter hook {hook} priority 0; {match} {verdict}; }}"
-    rules(host.namespace, f"table inet doctor_{hook} {{ {chain} }}\n")
+    lines = [
+        f"table inet doctor_{hook} {{",
+        f"chain c {{ type filter hook {hook} priority 0;",
+        f"{match} {verdict}",
+        "}",
+        "}",
+    ]
+    rules(host.namespace, "\n".join(lines) + "\n")
 
 
 @pytest.fixture
@@ -176,15 +182,16 @@ def test_firewall_here_drops_what_goes(lab: Lab) -> None:
 
 
 def test_broadcasts_that_are_dropped(lab: Lab) -> None:
-    drop(lab.hosts[1], "output", "udp dport 9997")
-    start_others(lab, REGISTRATION_MODE="broadcast", INSTANCE_TIMEOUT="60")
-    _, report = examine(lab.hosts[0], 3, seconds=LONG, REGISTRATION_MODE="broadcast")
-    assert wrong_in(report) == {}, "it hears this instance, and says HELLO"
-    drop(lab.hosts[0], "output", "udp dport 9997")
+    for host in lab.hosts[:2]:
+        drop(host, "output", "udp dport 9997")
+    start_others(lab, REGISTRATION_MODE="broadcast")
     _, report = examine(lab.hosts[0], 3, REGISTRATION_MODE="broadcast")
     wrong = wrong_in(report)
     assert set(wrong) == {("instance 1", "discovery")}
     assert "no announcement of it came" in wrong["instance 1", "discovery"]["text"]
+    rules(lab.hosts[0].namespace, "delete table inet doctor_output\n")
+    _, report = examine(lab.hosts[0], 3, seconds=LONG, REGISTRATION_MODE="broadcast")
+    assert wrong_in(report) == {}, "it hears this instance, and says HELLO"
 
 
 def test_direct_packets_that_are_dropped_in_broadcast_mode(lab: Lab) -> None:

@@ -68,7 +68,7 @@ def test_the_broadcast_port_matters_in_broadcast_mode_only() -> None:
         assert finding.state is State.FAILURE
         assert "COMFY_CLUSTER_BROADCAST_PORT" in finding.advice
     assert [each.state for each in check_broadcast_port(config)] == [State.OK]
-    assert check_broadcast_port(config_on(1)) == []
+    assert check_broadcast_port(config_on(2)) == []
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,13 @@ def test_hellos_that_cross_connect_both_sides_and_then_rest() -> None:
 
 def test_a_peer_that_does_not_get_our_hellos_is_heard_and_not_connected() -> None:
     a, b = make(0, 1), make(1, 0)
-    assert not a.is_heard
+    heard = [a.is_heard]
     a.on_hello(b.hello())  # its answer is lost, always
-    assert a.is_heard and a.connection is None
-    assert not b.is_heard
+    heard += [a.is_heard, b.is_heard]
     a.on_lost()
-    assert not a.is_heard
+    heard += [a.is_heard]
+    assert heard == [False, True, False, False]
+    assert a.connection is None
 
 
 def test_side_that_missed_the_last_hello_is_answered_until_it_connects() -> None:
