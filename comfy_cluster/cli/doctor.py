@@ -47,8 +47,8 @@ def _print_finding(finding: Finding, width: int) -> None:
     about = "" if finding.subject in finding.text else f"{finding.subject}: "
     layer = finding.layer.value.ljust(width)
     click.echo(f"{click.style(sign, fg=colour, bold=True)} {layer}  {about}{finding.text}")
-    if finding.advice:
-        click.echo(f"   {' ' * width}  -> {finding.advice}")
+    for step in finding.advice.splitlines():
+        click.echo(f"   {' ' * width}  -> {step}")
 
 
 def _summary(report: Report) -> str:

@@ -61,7 +61,7 @@ def examine(
     try:
         found, connected_count = _take_part(config, seconds)
     except ClusterError as error:
-        advice = "see the text; nothing else could be tried"
+        advice = ["correct that first: nothing else could be tried"]
         found, connected_count = [failure(Layer.PORT, "UDP", str(error), advice=advice)], None
     return Report((*findings, *found), count, connected_count)
 
@@ -91,6 +91,8 @@ def _take_part(config: ClusterConfig, seconds: float) -> tuple[list[Finding], in
             until=lambda seen: all(is_settled(each, Path(mtu_of(each))) for each in seen),
         )
         probed = probe_all(_addresses(each.info for each in everything if each.needs_probe))
+        if probed:  # that took seconds, in which somebody may have come
+            everything = participation.wait(0, until=lambda _: True)
         findings = check_servers(config)
         if participation.failure is not None:
             findings.append(_own_failure(participation.failure))
@@ -109,7 +111,7 @@ def _own_failure(error: ClusterError) -> Finding:
         Layer.DISCOVERY,
         "this instance",
         str(error),
-        advice="give each instance a COMFY_CLUSTER_INSTANCE_INDEX of its own",
+        advice=["give each instance a COMFY_CLUSTER_INSTANCE_INDEX of its own"],
     )
 
 

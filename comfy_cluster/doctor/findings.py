@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,7 +48,7 @@ class Finding:
     state: State
     text: str
     advice: str = ""
-    """What to do; empty where all is well."""
+    """What to do, one step a line; empty where all is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,14 @@ def ok(layer: Layer, subject: str, text: str) -> Finding:
     return Finding(layer, subject, State.OK, text)
 
 
-def warning(layer: Layer, subject: str, text: str, *, advice: str) -> Finding:
-    return Finding(layer, subject, State.WARNING, text, advice)
+def warning(layer: Layer, subject: str, text: str, *, advice: Sequence[str]) -> Finding:
+    """`advice`: steps."""
+    return Finding(layer, subject, State.WARNING, text, "\n".join(advice))
 
 
-def failure(layer: Layer, subject: str, text: str, *, advice: str) -> Finding:
-    return Finding(layer, subject, State.FAILURE, text, advice)
+def failure(layer: Layer, subject: str, text: str, *, advice: Sequence[str]) -> Finding:
+    """`advice`: steps."""
+    return Finding(layer, subject, State.FAILURE, text, "\n".join(advice))
 
 
 def settings_failure(error: ConfigError) -> Finding:
@@ -86,5 +89,5 @@ def settings_failure(error: ConfigError) -> Finding:
         Layer.SETTINGS,
         error.variable or "environment",
         str(error),
-        advice="correct it where ComfyUI is started; `comfy-cluster info` shows how all are read",
+        advice=["correct it where ComfyUI is started; `comfy-cluster info` shows how all are read"],
     )

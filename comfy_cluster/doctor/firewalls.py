@@ -36,10 +36,12 @@ def rule_here(
     return _LINUX[program].format(port=port)
 
 
-def rule_there(port: int) -> str:
-    """The same for a machine of which nothing is known."""
-    linux, nft = _LINUX["ufw"].format(port=port), _LINUX["nft"].format(port=port)
-    return (
-        f"Linux: `{linux}` or `{nft}`; Windows: `{_WINDOWS.format(port=port)}`; macOS: {_MACOS}; "
-        "clouds: the security group too"
-    )
+def rules_there(port: int) -> list[str]:
+    """The same for a machine of which nothing is known, for each system."""
+    return [
+        f"on that machine let UDP {port} in, on Linux: {_LINUX['ufw'].format(port=port)}, or: "
+        f"{_LINUX['nft'].format(port=port)}",
+        f"on Windows: {_WINDOWS.format(port=port)}",
+        f"on macOS: {_MACOS}",
+        "in a cloud: in its security group too",
+    ]

@@ -87,8 +87,10 @@ def _check_name(looked_up: LookedUp, own: Callable[[], Collection[str]]) -> Find
             Layer.NAME,
             name.hostname,
             f"{name.origin}: {name.hostname} has no address: {looked_up.reason}",
-            advice=f"check the spelling and the name server (getent ahosts {name.hostname}), or "
-            "use an IP address; with COMFY_CLUSTER_LISTEN_ADDRESS an IPv4 one only IPv4 counts",
+            advice=[
+                f"check the spelling and the name server: getent ahosts {name.hostname}",
+                "or use an IP address; only IPv4 counts, unless COMFY_CLUSTER_LISTEN_ADDRESS=::",
+            ],
         )
     is_literal = literal == name.hostname
     shown = literal if is_literal else f"{name.hostname} is {literal}"
@@ -97,7 +99,9 @@ def _check_name(looked_up: LookedUp, own: Callable[[], Collection[str]]) -> Find
             Layer.NAME,
             name.hostname,
             f"{name.origin} is this instance, and {shown} is no address of this machine",
-            advice="right behind NAT or a container's port mapping; else COMFY_CLUSTER_INSTANCE_"
-            "INDEX or the order of the addresses is wrong here",
+            advice=[
+                "right behind NAT or a container's port mapping; else COMFY_CLUSTER_INSTANCE_INDEX "
+                "or the order of the addresses is wrong here"
+            ],
         )
     return ok(Layer.NAME, name.hostname, f"{name.origin}: {shown}")

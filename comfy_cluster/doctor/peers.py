@@ -12,7 +12,7 @@ from comfy_cluster import identity
 from comfy_cluster.config import ClusterConfig, RegistrationMode
 from comfy_cluster.discovery.base import address_text
 from comfy_cluster.doctor.findings import Finding, Layer, failure, ok, warning
-from comfy_cluster.doctor.firewalls import rule_here, rule_there
+from comfy_cluster.doctor.firewalls import rule_here, rules_there
 from comfy_cluster.doctor.participation import Seen
 from comfy_cluster.fastpath import MIN_PACKET_SIZE
 from comfy_cluster.transport.peer_info import Address
@@ -61,11 +61,12 @@ def _connected(seen: Seen) -> Finding:
     info = seen.info
     rtt = "" if info.rtt is None else f", RTT {info.rtt * 1000:.1f} ms"
     mtu = info.packet_size + _header_size(info.address)
+    at_least = "at least " if info.packet_size == MIN_PACKET_SIZE else ""
     return ok(
         Layer.PEER,
         _subject(seen),
         f"{_where(seen)}: UDP passes both ways{rtt}, packets of {info.packet_size:,} bytes towards "
-        f"it (MTU {mtu:,})",
+        f"it (MTU {at_least}{mtu:,})",
     )
 
 
@@ -77,23 +78,26 @@ def _check_mtu(seen: Seen, path: Path) -> list[Finding]:
     mtu = info.packet_size + _header_size(info.address)
     if seen.connected_for < PROBING_TIME:
         text = f"the search for its MTU had {seen.connected_for:.1f} s only, and reached {mtu:,}"
-        return [warning(Layer.MTU, _subject(seen), text, advice="ask again with --seconds 10")]
+        return [warning(Layer.MTU, _subject(seen), text, advice=["ask again with --seconds 10"])]
     if info.packet_size > MIN_PACKET_SIZE:
         text = (
             f"the path to it carries MTU {mtu:,}, this machine's interface is set to {path.mtu:,}"
         )
-        advice = f"fine, if that is the network's; else set MTU {path.mtu} there and in the switch"
+        advice = [
+            f"fine, if that is the network's; else set MTU {path.mtu} there and in the switch"
+        ]
         return [warning(Layer.MTU, _subject(seen), text, advice=advice)]
     text = (
         f"larger packets than {MIN_PACKET_SIZE:,} bytes vanish on the way to it, although this "
         f"machine's interface is set to MTU {path.mtu:,} (a black hole): transfers are slower"
     )
     largest = path.mtu - _header_size(info.address)
-    advice = (
-        f"find the size that passes: ping -M do -s {largest} {_plain(info.address[0])}; then set "
-        "that MTU on both machines (sudo ip link set dev INTERFACE mtu SIZE), or look for a tunnel "
-        "or firewall that drops large UDP packets"
-    )
+    advice = [
+        f"find the largest size that passes, from this one down: ping -M do -s {largest} "
+        f"{_plain(info.address[0])}",
+        "set MTU to that and 28 on both machines: sudo ip link set dev INTERFACE mtu SIZE",
+        "or look for the tunnel or the firewall that drops large UDP packets",
+    ]
     return [warning(Layer.MTU, _subject(seen), text, advice=advice)]
 
 
@@ -102,7 +106,7 @@ def _check_version(seen: Seen) -> list[Finding]:
     if theirs == own:
         return []
     text = f"it runs version {theirs or 'unknown'}, this instance {own}"
-    advice = "install the same version everywhere"
+    advice = ["install the same version everywhere"]
     return [warning(Layer.VERSION, _subject(seen), text, advice=advice)]
 
 
@@ -140,10 +144,10 @@ def _why_not_connected(seen: Seen, path: Path, config: ClusterConfig, seconds: f
             Layer.HANDSHAKE,
             subject,
             f"{_where(seen)} answers and is refused: {seen.refusal}",
-            advice="compare `comfy-cluster info` here and there, set both alike, and restart them",
+            advice=["compare `comfy-cluster info` here and there, set both alike, restart them"],
         )
     if seen.trouble:
-        advice = "set it right here or there; comfy-cluster doctor there tells the other half"
+        advice = ["set it right here or there; `comfy-cluster doctor` there tells the other half"]
         return failure(Layer.DISCOVERY, subject, seen.trouble, advice=advice)
     if seen.info.address is None:
         return _not_found(subject, config, seconds)
@@ -163,15 +167,18 @@ def _not_found(subject: str, config: ClusterConfig, seconds: float) -> Finding:
             Layer.DISCOVERY,
             subject,
             f"no announcement of it came within {seconds:g} s on UDP port {port}",
-            advice="start it; both machines must be in the same network (clouds, VPNs and guest "
-            f"Wi-Fi carry no broadcasts: use static or stun); let UDP {port} in, here: "
-            f"{rule_here(port)}; there: {rule_there(port)}",
+            advice=[
+                "start it; both machines must be in the same network",
+                "clouds, VPNs and guest Wi-Fi carry no broadcasts: there use static or stun mode",
+                f"here let UDP {port} in: {rule_here(port)}",
+                *rules_there(port),
+            ],
         )
     return failure(
         Layer.DISCOVERY,
         subject,
         f"its address was not found within {seconds:g} s",
-        advice="start it, with the same COMFY_CLUSTER_CLUSTER_ID and server",
+        advice=["start it, with the same COMFY_CLUSTER_CLUSTER_ID and server"],
     )
 
 
@@ -182,8 +189,10 @@ def _blocked_here(seen: Seen) -> Finding:
         Layer.FIREWALL,
         _subject(seen),
         f"a firewall of this machine drops what is sent to {_where(seen)}",
-        advice=f"let UDP {port} out here: sudo ufw allow out {port}/udp, or remove the rule that "
-        "sudo nft list ruleset shows in the output chain",
+        advice=[
+            f"let UDP {port} out here: sudo ufw allow out {port}/udp",
+            "or remove the rule in the output chain that this shows: sudo nft list ruleset",
+        ],
     )
 
 
@@ -195,9 +204,10 @@ def _one_way(seen: Seen, path: Path, config: ClusterConfig) -> Finding:
         Layer.FIREWALL,
         _subject(seen),
         f"packets of {_where(seen)} arrive here, and those of this instance do not arrive there",
-        advice=f"on that machine let UDP {seen.info.address[1]} in: "
-        f"{rule_there(seen.info.address[1])}. Also look whether it has another address for this "
-        f"instance than where this one is (UDP {config.direct_listen_port})",
+        advice=[
+            *rules_there(seen.info.address[1]),
+            f"does it know this instance by its right address? compare {_list_of(config)}",
+        ],
     )
 
 
@@ -205,19 +215,25 @@ def _silent(seen: Seen, config: ClusterConfig) -> Finding:
     assert seen.info.address is not None
     port, own_port = seen.info.address[1], config.direct_listen_port
     lost = f" (connected for a while, then lost: {seen.loss})" if seen.loss else ""
-    rules = (
-        f"there let UDP {port} in: {rule_there(port)}; here UDP {own_port}: {rule_here(own_port)}"
-    )
+    rules = [*rules_there(port), f"here let UDP {own_port} in: {rule_here(own_port)}"]
     if config.registration_mode is RegistrationMode.BROADCAST:
         text = f"its announcements arrive, and nothing comes from {_where(seen)}{lost}"
         return failure(Layer.FIREWALL, _subject(seen), text, advice=rules)
     return failure(
         Layer.NETWORK,
         _subject(seen),
-        f"nothing comes back from {_where(seen)}{lost}: the machine is off, the address is wrong, "
-        "or a firewall there or here drops UDP without a word",
-        advice=f"ping it; run comfy-cluster doctor there too; {rules}",
+        f"nothing comes back from {_where(seen)}{lost}: the machine is off, a firewall there or "
+        "here drops UDP without a word, or it knows this instance by another address",
+        advice=[
+            f"ping it, run `comfy-cluster doctor` there too, and compare {_list_of(config)}",
+            *rules,
+        ],
     )
+
+
+def _list_of(config: ClusterConfig) -> str:
+    is_static = config.registration_mode is RegistrationMode.STATIC
+    return "COMFY_CLUSTER_UDP_HOSTNAMES" if is_static else "COMFY_CLUSTER_INSTANCE_ADDRESS"
 
 
 def _unreachable(seen: Seen, reachability: Reachability) -> Finding:
@@ -228,26 +244,28 @@ def _unreachable(seen: Seen, reachability: Reachability) -> Finding:
             Layer.PROCESS,
             subject,
             f"the machine of {where} is up, and nothing listens at UDP port {port} there",
-            advice="start ComfyUI there, with its COMFY_CLUSTER_* settings; if it runs, its port "
-            "is another one: see `comfy-cluster info` there",
+            advice=[
+                "start ComfyUI there, with its COMFY_CLUSTER_* settings",
+                "if it runs, its port is another one: see `comfy-cluster info` there",
+            ],
         )
     if reachability is Reachability.PROHIBITED:
         return failure(
             Layer.FIREWALL,
             subject,
             f"a firewall there, or on the way, refuses packets to {where}",
-            advice=f"on that machine let UDP {port} in: {rule_there(port)}",
+            advice=rules_there(port),
         )
     if reachability is Reachability.NO_ROUTE:
         return failure(
             Layer.NETWORK,
             subject,
             f"this machine has no route to {where}",
-            advice="is the network (or VPN) up, and the address right? ip route shows the routes",
+            advice=["is the network (or VPN) up, and the address right? ip route shows the routes"],
         )
     return failure(
         Layer.NETWORK,
         subject,
         f"no machine answers at {where}",
-        advice="is it on, in the same network, and is the address right? ping it",
+        advice=["is it on, in the same network, and is the address right? ping it"],
     )

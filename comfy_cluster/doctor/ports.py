@@ -32,9 +32,12 @@ def check_port(config: ClusterConfig) -> list[Finding]:
                 Layer.PORT,
                 where,
                 str(error),
-                advice="if it is this machine's ComfyUI that runs with these settings, all is well "
-                "here: its view of the others is shown by `comfy-cluster status`. The doctor needs "
-                f"the port to check the peers: stop ComfyUI and ask again ({_owner(port)})",
+                advice=[
+                    _owner(port),
+                    "if it is ComfyUI with these settings, the port is fine: `comfy-cluster "
+                    "status` shows how it sees the others",
+                    "the doctor needs the port to check the peers: stop ComfyUI and ask again",
+                ],
             )
         ]
     with sock:
@@ -63,7 +66,7 @@ def check_own_firewall(port: int, *, is_open: bool) -> list[Finding]:
             Layer.FIREWALL,
             f"UDP {port}",
             f"a firewall of this machine drops what comes to UDP port {port}, even from itself",
-            advice=f"let it in: {rule_here(port)}",
+            advice=[f"let it in: {rule_here(port)}"],
         )
     ]
 
@@ -76,7 +79,7 @@ def check_buffers(sizes: BufferSizes, *, platform: str = sys.platform) -> Findin
         Layer.BUFFERS,
         "kernel buffers",
         f"only {granted}: fast transfers lose packets or wait",
-        advice=_RAISE_BUFFERS.get(platform, "raise the system's limit for UDP socket buffers"),
+        advice=[_RAISE_BUFFERS.get(platform, "raise the system's limit for UDP socket buffers")],
     )
 
 
@@ -93,8 +96,10 @@ def check_broadcast_port(config: ClusterConfig) -> list[Finding]:
                 Layer.PORT,
                 subject,
                 str(error),
-                advice="end the program that has it, or set another COMFY_CLUSTER_BROADCAST_PORT "
-                f"everywhere ({_owner(config.broadcast_port)})",
+                advice=[
+                    _owner(config.broadcast_port),
+                    "end it, or set another COMFY_CLUSTER_BROADCAST_PORT everywhere",
+                ],
             )
         ]
     return [ok(Layer.PORT, subject, "can be bound, for announcements")]

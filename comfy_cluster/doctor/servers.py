@@ -35,7 +35,7 @@ def _check_server(registry: Registry) -> list[Finding]:
         registry.close()
     if not clock:
         return [finding]
-    advice = "set the clock: on Linux `sudo timedatectl set-ntp true`"
+    advice = ["set the clock, on Linux: sudo timedatectl set-ntp true"]
     return [finding, warning(Layer.CLOCK, registry.url, clock, advice=advice)]
 
 
@@ -49,15 +49,17 @@ def _ask(registry: Registry) -> Finding:
             Layer.SERVER,
             registry.url,
             str(error),
-            advice="set the same COMFY_CLUSTER_KEY and COMFY_CLUSTER_CLUSTER_ID everywhere; a "
-            "cluster whose key is lost needs another COMFY_CLUSTER_CLUSTER_ID",
+            advice=[
+                "set the same COMFY_CLUSTER_KEY and COMFY_CLUSTER_CLUSTER_ID everywhere",
+                "a cluster whose key is lost needs another COMFY_CLUSTER_CLUSTER_ID",
+            ],
         )
     except DiscoveryError as error:
         return failure(
             Layer.SERVER,
             registry.url,
             str(error),
-            advice=f"look from here: curl -v {registry.url}/health",
+            advice=[f"look from here: curl -v {registry.url}/health"],
         )
     instances = listing.instances if listing else ()
     there = ", ".join(map(str, sorted(each.instance_index for each in instances))) or "nobody"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("needs_lab")
 
 PORT = 9998
 LONG = "20"  # seconds; it ends when all is settled
-SHORT = "1.5"
+SHORT = "2.5"
 TIMEOUT = 90.0  # seconds; a bound for a broken build
 
 Findings = dict[tuple[str, str], dict[str, Any]]
@@ -145,6 +145,19 @@ def test_firewall_there_drops_what_goes(lab: Lab) -> None:
     assert "nothing comes back" in wrong_in(report)["instance 1", "network"]["text"]
 
 
+def test_peer_that_has_another_address_for_this_one(lab: Lab) -> None:
+    """It drops what strangers send, and says HELLO to somebody else."""
+    settings = static(lab)
+    others = settings["UDP_HOSTNAMES"].replace(lab.hosts[0].address, "10.77.0.200")
+    Member(lab.hosts[1], 1, 3, **settings | {"UDP_HOSTNAMES": others}).wait_for("started")
+    Member(lab.hosts[2], 2, 3, **settings).wait_for("started")
+    _, report = examine(lab.hosts[0], 3, **settings)
+    wrong = wrong_in(report)
+    assert set(wrong) == {("instance 1", "network")}
+    assert "knows this instance by another address" in wrong["instance 1", "network"]["text"]
+    assert "COMFY_CLUSTER_UDP_HOSTNAMES" in wrong["instance 1", "network"]["advice"]
+
+
 def test_firewall_there_refuses(lab: Lab) -> None:
     verdict = "reject with icmpx type admin-prohibited"
     drop(lab.hosts[1], "input", f"udp dport {PORT}", verdict)
@@ -168,7 +181,7 @@ def test_firewall_here_drops_what_comes(lab: Lab, match: str) -> None:
     peers = {("instance 1", "network"), ("instance 2", "network")}
     is_seen = "iifname" not in match
     assert set(wrong) == peers | ({(f"UDP {PORT}", "firewall")} if is_seen else set())
-    assert f"here UDP {PORT}: " in wrong["instance 1", "network"]["advice"]
+    assert f"here let UDP {PORT} in: " in wrong["instance 1", "network"]["advice"]
 
 
 def test_firewall_here_drops_what_goes(lab: Lab) -> None:

@@ -30,19 +30,20 @@ def exit_code_of(*arguments: str) -> object:
 def test_a_line_each_with_a_sign_and_what_to_do_below(capsys: pytest.CaptureFixture[str]) -> None:
     findings = (
         ok(Layer.PORT, "UDP 0.0.0.0:9998", "can be bound"),
-        failure(Layer.PROCESS, "instance 1", "nothing listens", advice="start it"),
+        failure(Layer.PROCESS, "instance 1", "nothing listens", advice=["start it", "or wait"]),
     )
     print_report(Report(findings, 4, 1))
     assert capsys.readouterr().out.splitlines() == [
         "ok port     UDP 0.0.0.0:9998: can be bound",
         "XX process  instance 1: nothing listens",
         "            -> start it",
+        "            -> or wait",
         "Connected: 1/4",
     ]
 
 
 def test_a_sum_when_nobody_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    findings = (failure(Layer.PORT, "UDP", "is taken", advice="stop it"),)
+    findings = (failure(Layer.PORT, "UDP", "is taken", advice=["stop it"]),)
     print_report(Report(findings, 4))
     assert capsys.readouterr().out.endswith("Connected: not tried, of 4\n")
 
