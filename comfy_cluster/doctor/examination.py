@@ -21,7 +21,7 @@ from comfy_cluster.doctor.findings import (
 )
 from comfy_cluster.doctor.names import LookedUp, check_names, look_up
 from comfy_cluster.doctor.participation import Participation, Seen, probe_all
-from comfy_cluster.doctor.peers import Path, check_peer, is_settled
+from comfy_cluster.doctor.peers import Path, check_peer, check_silence, is_settled
 from comfy_cluster.doctor.ports import check_broadcast_port, check_port
 from comfy_cluster.doctor.servers import check_servers
 from comfy_cluster.errors import ClusterError, ConfigError
@@ -95,11 +95,17 @@ def _take_part(config: ClusterConfig, seconds: float) -> tuple[list[Finding], in
             everything = participation.wait(0, until=lambda _: True)
         findings = check_servers(config)
         if participation.failure is not None:
-            findings.append(_own_failure(participation.failure))
+            return [*findings, _own_failure(participation.failure)], _count(everything)
     for each in everything:
         path = Path(mtu_of(each), probed.get(each.info.index))
         findings += check_peer(each, path, config=config, seconds=seconds)
-    return findings, 1 + sum(each.info.is_connected for each in everything)
+    findings += check_silence(everything, probed, config=config)
+    return findings, _count(everything)
+
+
+def _count(everything: Iterable[Seen]) -> int:
+    """Instances that are connected, this one included."""
+    return 1 + sum(each.info.is_connected for each in everything)
 
 
 def _addresses(infos: Iterable[PeerInfo]) -> dict[int, Address]:

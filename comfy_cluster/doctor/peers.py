@@ -6,6 +6,7 @@ Pure functions over what `participation.py` saw and what a probe told; no networ
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from comfy_cluster import identity
@@ -48,6 +49,28 @@ def check_peer(seen: Seen, path: Path, *, config: ClusterConfig, seconds: float)
     if seen.info.is_connected:
         return [_connected(seen), *_check_mtu(seen, path), *_check_version(seen)]
     return [_why_not_connected(seen, path, config, seconds)]
+
+
+def check_silence(
+    everybody: Sequence[Seen], probed: Mapping[int, Reachability], *, config: ClusterConfig
+) -> list[Finding]:
+    """Several peers of which none answers: that is hardly the fault of each of them."""
+    silent = [
+        each
+        for each in everybody
+        if not each.info.is_heard and probed.get(each.info.index) is Reachability.SILENT
+    ]
+    if len(silent) < 2 or len(silent) < len(everybody):
+        return []
+    port = config.direct_listen_port
+    return [
+        warning(
+            Layer.FIREWALL,
+            "this machine",
+            f"none of the {len(silent)} others answers: look for the reason here first",
+            advice=[f"let UDP {port} in: {rule_here(port)}", "in a cloud: in its security group"],
+        )
+    ]
 
 
 def _subject(seen: Seen) -> str:

@@ -178,7 +178,7 @@ def test_firewall_here_drops_what_comes(lab: Lab, match: str) -> None:
     assert code == 1
     assert report["connected_count"] == 1
     wrong = wrong_in(report)
-    peers = {("instance 1", "network"), ("instance 2", "network")}
+    peers = {("instance 1", "network"), ("instance 2", "network"), ("this machine", "firewall")}
     is_seen = "iifname" not in match
     assert set(wrong) == peers | ({(f"UDP {PORT}", "firewall")} if is_seen else set())
     assert f"here let UDP {PORT} in: " in wrong["instance 1", "network"]["advice"]
@@ -232,6 +232,15 @@ def test_wrong_key_in_broadcast_mode(lab: Lab) -> None:
     wrong = wrong_in(report)
     assert set(wrong) == {("instance 1", "discovery"), ("instance 2", "discovery")}
     assert "COMFY_CLUSTER_KEY is another one" in wrong["instance 1", "discovery"]["text"]
+
+
+def test_index_that_another_instance_has(lab: Lab) -> None:
+    Member(lab.hosts[1], 0, 3, REGISTRATION_MODE="broadcast").wait_for("started")
+    code, report = examine(lab.hosts[0], 3, seconds=LONG, REGISTRATION_MODE="broadcast")
+    assert code == 1
+    wrong = wrong_in(report)
+    assert set(wrong) == {("this instance", "discovery")}
+    assert "INSTANCE_INDEX=0 belongs to" in wrong["this instance", "discovery"]["text"]
 
 
 def test_port_taken_by_the_instance_itself(lab: Lab) -> None:

@@ -10,7 +10,12 @@ import pytest
 
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery import interfaces
-from comfy_cluster.discovery.interfaces import Interface, address_towards, broadcast_interfaces
+from comfy_cluster.discovery.interfaces import (
+    Interface,
+    address_towards,
+    broadcast_interfaces,
+    mtu_towards,
+)
 from comfy_cluster.discovery.own_address import own_hostname
 
 
@@ -74,3 +79,12 @@ def test_the_own_address(settings: dict[str, object], expected: str) -> None:
         config, [("10.0.0.1", 9)], towards=lambda places: f"towards {places[0][0]}"
     )
     assert found == expected
+
+
+def test_the_mtu_is_that_of_the_interface_that_leads_there() -> None:
+    loopback = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.address == "127.0.0.1" for each in addresses)
+    )
+    assert mtu_towards(("127.0.0.1", 9)) == psutil.net_if_stats()[loopback].mtu

@@ -11,7 +11,7 @@ from comfy_cluster import __version__
 from comfy_cluster.config import ClusterConfig, RegistrationMode
 from comfy_cluster.doctor.findings import Finding, Layer, State
 from comfy_cluster.doctor.participation import Seen
-from comfy_cluster.doctor.peers import PROBING_TIME, Path, check_peer, is_settled
+from comfy_cluster.doctor.peers import PROBING_TIME, Path, check_peer, check_silence, is_settled
 from comfy_cluster.transport.peer_info import PeerInfo
 from comfy_cluster.transport.reachability import Reachability
 
@@ -157,3 +157,15 @@ def test_only_what_is_not_explained_is_probed() -> None:
     assert not Seen(ABSENT, refusal="wrong count").needs_probe
     assert not Seen(ABSENT, trouble="no name").needs_probe
     assert not connected().needs_probe
+
+
+def test_when_nobody_answers_this_machine_comes_first() -> None:
+    silent = [Seen(PeerInfo(index, ADDRESS)) for index in (1, 2)]
+    probed = dict.fromkeys((1, 2), Reachability.SILENT)
+    (finding,) = check_silence(silent, probed, config=STATIC)
+    assert (finding.layer, finding.subject) == (Layer.FIREWALL, "this machine")
+    assert "UDP 9998" in finding.advice
+    assert check_silence(silent[:1], probed, config=STATIC) == []
+    assert check_silence([*silent, connected()], probed, config=STATIC) == []
+    closed = probed | {2: Reachability.PORT_CLOSED}
+    assert check_silence(silent, closed, config=STATIC) == []
