@@ -82,7 +82,7 @@ def _subject(seen: Seen) -> str:
 
 def _connected(seen: Seen) -> Finding:
     info = seen.info
-    rtt = "" if info.rtt is None else f", RTT {info.rtt * 1000:.1f} ms"
+    rtt = "" if info.rtt is None else f", RTT {info.rtt * 1000:.2f} ms"
     mtu = info.packet_size + _header_size(info.address)
     at_least = "at least " if info.packet_size == MIN_PACKET_SIZE else ""
     return ok(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.netlab import Host, Lab, LinkProfile
 from benchmarks.netlab.lab import ROOT
+from comfy_cluster.transport.assembly import POOR_RECEIVE_CAPACITY
+from comfy_cluster.transport.sockets import CAPACITY_SHARE, WANTED_RECEIVE_BUFFER
 from tests.netlab.members import PREFIX, TIMES, Member
 
 pytestmark = pytest.mark.usefixtures("needs_lab")
@@ -40,9 +44,9 @@ def start_others(lab: Lab, **settings: str) -> list[Member]:
 
 
 def examine(
-    host: Host, count: int, *, seconds: str = SHORT, **settings: str
+    host: Host, count: int, *, seconds: str = SHORT, by: Sequence[str] = (), **settings: str
 ) -> tuple[int, dict[str, Any]]:
-    """Exit code and report of the doctor, as instance 0."""
+    """Exit code and report of the doctor, as instance 0; `by`: a command that starts it."""
     ours = {
         "INSTANCE_COUNT": str(count),
         "INSTANCE_INDEX": "0",
@@ -51,7 +55,8 @@ def examine(
         **settings,
     }
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    command = [sys.executable, "-m", "comfy_cluster.cli", "doctor", "--json", "--seconds", seconds]
+    program = [sys.executable, "-m", "comfy_cluster.cli", "doctor"]
+    command = [*by, *program, "--json", "--seconds", seconds]
     done = host.run(
         command,
         check=False,
@@ -250,6 +255,21 @@ def test_port_taken_by_the_instance_itself(lab: Lab) -> None:
     assert code == 1
     assert report["connected_count"] is None
     assert set(wrong_in(report)) == {(f"UDP 0.0.0.0:{PORT}", "port")}
+
+
+def test_buffers_of_somebody_who_is_not_root(lab: Lab) -> None:
+    """Root goes past the system's limit; others get twice of it, which is tiny by default."""
+    if not shutil.which("setpriv"):
+        pytest.skip("needs setpriv (util-linux)")
+    granted = 2 * min(int(Path("/proc/sys/net/core/rmem_max").read_text()), WANTED_RECEIVE_BUFFER)
+    start_others(lab, **static(lab))
+    by = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    code, report = examine(lab.hosts[0], 3, seconds=LONG, by=by, **static(lab))
+    assert (code, report["connected_count"]) == (0, 3)
+    (finding,) = [each for each in report["findings"] if each["layer"] == "buffers"]
+    assert f"{granted >> 10} KiB to receive" in finding["text"]
+    is_tiny = granted // CAPACITY_SHARE < POOR_RECEIVE_CAPACITY
+    assert ("sysctl -w net.core.rmem_max" in finding["advice"]) is is_tiny
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])

@@ -47,7 +47,7 @@ def test_a_connected_peer_is_told_with_its_numbers() -> None:
     (finding,) = findings_of(connected())
     assert finding.state is State.OK
     assert finding.text == (
-        "10.0.0.2:9998: UDP passes both ways, RTT 0.4 ms, packets of 1,472 bytes towards it "
+        "10.0.0.2:9998: UDP passes both ways, RTT 0.40 ms, packets of 1,472 bytes towards it "
         "(MTU 1,500)"
     )
 
