@@ -13,10 +13,13 @@ from comfy_cluster.transport.assembly import POOR_RECEIVE_CAPACITY
 from comfy_cluster.transport.reachability import receives_from_this_machine
 from comfy_cluster.transport.sockets import BufferSizes, grow_buffers, open_udp_socket, show_address
 
+_SCRIPT = "sudo scripts/set_kernel_buffer_sizes.sh in the project's folder, --permanent for good"
 _RAISE_BUFFERS = {
-    "linux": "scripts/set_kernel_buffer_sizes.sh as root, or: sudo sysctl -w "
-    "net.core.rmem_max=268435456 net.core.wmem_max=33554432",
-    "darwin": "sudo sysctl -w kern.ipc.maxsockbuf=268435456",
+    "linux": [
+        _SCRIPT,
+        "or: sudo sysctl -w net.core.rmem_max=268435456 net.core.wmem_max=268435456",
+    ],
+    "darwin": [_SCRIPT, "or: sudo sysctl -w kern.ipc.maxsockbuf=268435456"],
 }
 
 
@@ -79,7 +82,7 @@ def check_buffers(sizes: BufferSizes, *, platform: str = sys.platform) -> Findin
         Layer.BUFFERS,
         "kernel buffers",
         f"only {granted}: fast transfers lose packets or wait",
-        advice=[_RAISE_BUFFERS.get(platform, "raise the system's limit for UDP socket buffers")],
+        advice=_RAISE_BUFFERS.get(platform, ["raise the system's limit for UDP socket buffers"]),
     )
 
 
