@@ -27,7 +27,9 @@ def ask(url: str) -> str:
     """The status as JSON. DiscoveryError: nobody answers, or not with that; the text says what."""
     address = url.rstrip("/") + STATUS_PATH
     try:
-        answer = requests.get(address, timeout=TIMEOUT)
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy leads to a machine of one's own
+            answer = session.get(address, timeout=TIMEOUT)
     except requests.RequestException as error:
         raise DiscoveryError(
             f"no ComfyUI answers at {url}: is it running? With --port of its own name it by "

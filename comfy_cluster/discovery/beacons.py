@@ -7,9 +7,11 @@ costs little; then once a second until all are connected, and from then on rarel
 HELLO to its direct port, which is how the newcomer finds the others: one broadcast is enough for
 both sides.
 
-Of two instances with one index the younger one stops. Their ages are compared by one of them only,
-the one with the smaller boot id: measured on both sides, with a datagram's delay in between, they
-could come to different ends. It says who stops in its own beacons.
+Of two instances with one index the younger one stops, unless it has peers: then it is part of the
+cluster, and one datagram is no proof of anything. Ages are compared by one of the two only, the one
+with the smaller boot id: measured on both sides, with a datagram's delay in between, they could
+come to different ends. It says who stops in its own beacons. A rival counts from its second beacon
+on, in which its age has grown: a recording of an earlier life is none.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from comfy_cluster.wire import PROTOCOL_VERSION, Beacon, is_tagged_with
 logger = logging.getLogger("comfy_cluster.discovery")
 
 FIRST_DELAYS = (0.05, 0.15, 0.3, 0.5)  # seconds between the first beacons
+RIVAL_DELAY = 0.2  # seconds between two answers to others that claim this instance's index
 FORMING_DELAY = 1.0  # seconds, until all instances are connected
 COMPLETE_DELAY = 10.0  # seconds, from then on
 MOVING_DELAY = 1.0  # seconds until an instance that is heard at several is tried elsewhere
@@ -76,7 +79,10 @@ class Beacons:
         self._heard: set[int] = set()
         self._reported: dict[int, tuple[Address, float]] = {}  # and when
         self._stops = 0  # boot id of a younger instance with this one's index
+        self._rivals: dict[int, int] = {}  # age, by boot id, of others with this one's index
+        self._answered_at = now - RIVAL_DELAY
         self._troubles: dict[int, str] = {}  # by the index that was claimed
+        self._told: set[str] = set()  # troubles that the log has
 
     @property
     def send_at(self) -> float:
@@ -167,6 +173,9 @@ class Beacons:
         if known is not None and known[0] == address:
             return None
         self._heard.add(peer)
+        # Whoever was reported there before has it no more, and is reported again when it is heard.
+        for other in [each for each, (where, _) in self._reported.items() if where == address]:
+            del self._reported[other]
         self._reported[peer] = (address, now)
         self.announce_soon(now)
         return Found(peer, address)
@@ -197,23 +206,35 @@ class Beacons:
 
     def _note_trouble(self, address: Address, beacon: Beacon, reason: str) -> None:
         peer = beacon.instance_index
-        text = f"instance {peer} at {address_text(address)} is not taken in: {reason}"
-        is_known = self._troubles.get(peer) == text
-        if is_known or (peer not in self._troubles and len(self._troubles) >= LARGEST_TROUBLES):
+        is_new = peer not in self._troubles
+        if peer in self._connected or (is_new and len(self._troubles) >= LARGEST_TROUBLES):
             return
+        text = f"instance {peer} at {address_text(address)} is not taken in: {reason}"
         self._troubles[peer] = text
-        logger.warning("! %s", text)
+        if f"{peer} {reason}" not in self._told and len(self._told) < LARGEST_TROUBLES:
+            self._told.add(f"{peer} {reason}")
+            logger.warning("! %s", text)
 
     def _conflict_with(self, beacon: Beacon, address: Address, now: float) -> Conflict | None:
         own = self._identity
-        seconds = beacon.age / 1000
-        if beacon.stops == own.boot_id:
-            return Conflict(address, is_older=True, seconds=seconds)
-        if own.boot_id > beacon.boot_id:
-            self._send_at = now  # so that the other one hears of this one, and decides
+        known = self._rivals.get(beacon.boot_id)
+        if known is None and len(self._rivals) >= LARGEST_TROUBLES:
             return None
+        self._rivals[beacon.boot_id] = max(beacon.age, known or 0)
         is_older = beacon.age > self._age(now)
-        if not is_older:
+        if known is None or beacon.age <= known:
+            self._answer_soon(now)
+            return None
+        is_judge = own.boot_id < beacon.boot_id
+        stops = beacon.stops == own.boot_id or (is_judge and is_older)
+        if stops and not self._connected:
+            return Conflict(address, is_older=True, seconds=beacon.age / 1000)
+        if is_judge and not is_older:
             self._stops = beacon.boot_id
-            self._send_at = now
-        return Conflict(address, is_older, seconds)
+        self._answer_soon(now)
+        return None if is_older else Conflict(address, is_older=False, seconds=beacon.age / 1000)
+
+    def _answer_soon(self, now: float) -> None:
+        """So that the other one hears of this one: two that answer each other at once never end."""
+        self._answered_at = max(now, self._answered_at + RIVAL_DELAY)
+        self._send_at = min(self._send_at, self._answered_at)

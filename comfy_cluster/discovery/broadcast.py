@@ -56,6 +56,7 @@ class BroadcastDiscovery:
         self._on_member: MemberListener = _ignore
         self._on_failure: FailureListener = _ignore
         self._is_closed = False
+        self._is_unresolved = False
         self._socket: socket.socket | None = None
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
@@ -122,9 +123,12 @@ class BroadcastDiscovery:
     def _run(self) -> None:
         assert self._socket is not None and self._wakers is not None
         try:
-            self._find_own_hostname()
             while not self._is_closed:
-                self._turn(self._socket, self._wakers[0])
+                try:
+                    self._turn(self._socket, self._wakers[0])
+                except Exception:  # of the system's list of interfaces, say; this thread must live
+                    logger.exception("! discovery goes on")
+                    select.select([self._wakers[0]], [], [], INTERFACE_INTERVAL)
         finally:
             for each in (self._socket, *self._wakers):
                 each.close()
@@ -137,10 +141,11 @@ class BroadcastDiscovery:
         try:
             hostname, _ = resolve_ipv4(name, self._config.direct_listen_port)
         except (OSError, UnicodeError) as error:
-            logger.warning(
-                "! COMFY_CLUSTER_INSTANCE_ADDRESS=%s cannot be resolved: %s", name, error
-            )
+            level = logging.DEBUG if self._is_unresolved else logging.WARNING
+            logger.log(level, "! COMFY_CLUSTER_INSTANCE_ADDRESS=%s: %s; trying again", name, error)
+            self._is_unresolved = True
             return
+        self._is_unresolved = False
         with self._lock:
             self._beacons.set_hostname(hostname)
 
@@ -165,6 +170,7 @@ class BroadcastDiscovery:
 
     def _announce(self, sock: socket.socket) -> None:
         self._refresh_interfaces()
+        self._find_own_hostname()
         with self._lock:
             datagram = self._beacons.next_beacon(time.monotonic())
         if not self._config.udp_broadcast:

@@ -8,6 +8,7 @@ registering, and says what to do.
 from __future__ import annotations
 
 import email.utils
+import ipaddress
 import logging
 import re
 import ssl
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 
@@ -80,6 +81,8 @@ class Registry:
         self._cluster_id = cluster_id
         self._session = requests.Session()
         self._session.headers[_KEY_HEADER] = key
+        self._session.auth = _no_auth  # else requests looks into ~/.netrc
+        self._proxies = {"no_proxy": "*"} if _is_near(url) else None
         self._clock_text = ""
 
     @property
@@ -125,7 +128,9 @@ class Registry:
         """Says goodbye, within `timeout` seconds or not at all."""
         path = f"/instance/{quote(self._cluster_id, safe='')}/{instance_index}"
         try:
-            self._session.delete(self.url + path, timeout=timeout, verify=self._verify())
+            self._session.delete(
+                self.url + path, timeout=timeout, verify=self._verify(), proxies=self._proxies
+            )
         except requests.RequestException as error:
             logger.debug("! %s was not told that this instance leaves: %s", self.url, error)
 
@@ -142,10 +147,16 @@ class Registry:
                 # On every call: environment variables would win over the session's.
                 verify=self._verify(),
                 allow_redirects=False,
+                proxies=self._proxies,
                 **options,
             )
         except requests.exceptions.SSLError as error:
             raise RegistryUnavailable(f"{self.url}: {_tls_text(error)}") from error
+        except requests.exceptions.ProxyError as error:
+            raise RegistryUnavailable(
+                f"{self.url} cannot be reached by the proxy of this environment ({_reason(error)}):"
+                " set NO_PROXY to the server's name, or mend HTTP_PROXY and HTTPS_PROXY"
+            ) from error
         except requests.exceptions.Timeout as error:
             raise RegistryUnavailable(
                 f"{self.url} does not answer in time: is it running, and does a firewall let TCP "
@@ -168,7 +179,8 @@ class Registry:
         if status in (requests.codes.ok, requests.codes.created, requests.codes.not_modified):
             return answer
         told = _told(answer)
-        if status in (requests.codes.unauthorized, requests.codes.forbidden):
+        is_key = status in (requests.codes.unauthorized, requests.codes.forbidden)
+        if is_key and _is_json(answer):
             raise RegistrationRefused(
                 f"{self.url} refuses the key of cluster {self._cluster_id!r} ({told}): "
                 "COMFY_CLUSTER_KEY must be the one that the cluster was first registered with"
@@ -200,6 +212,20 @@ class Registry:
         self._clock_text = text if is_off else ""
 
 
+def _no_auth(request: Any) -> Any:
+    return request
+
+
+def _is_near(url: str) -> bool:
+    """Whether a server is on this machine or in its network, where no proxy leads."""
+    hostname = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(hostname)
+    except ValueError:
+        return hostname == "localhost"
+    return address.is_loopback or address.is_private or address.is_link_local
+
+
 def _json(answer: requests.Response) -> Any:
     try:
         return answer.json()
@@ -216,11 +242,16 @@ def _listed(body: Any) -> Iterator[Listed]:
         try:
             index, port = int(entry["instance_id"]), int(entry["port"])
             hostname = str(entry["address"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             logger.debug("! a registration that makes no sense: %.200r", entry)
             continue
         if index >= 0 and 0 < port <= 65_535 and hostname:
             yield Listed(index, hostname, port)
+
+
+def _is_json(answer: requests.Response) -> bool:
+    """The server's own answers are; a proxy's are pages."""
+    return "json" in answer.headers.get("Content-Type", "")
 
 
 def _told(answer: requests.Response) -> str:

@@ -8,7 +8,6 @@ registered; an instance that is in no list yet is found by the HELLO of one that
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -29,7 +28,7 @@ from comfy_cluster.discovery.registry import (
     Registry,
 )
 from comfy_cluster.discovery.static import Resolver, resolve_ipv4, resolve_ipv6
-from comfy_cluster.errors import ConfigError, DiscoveryError
+from comfy_cluster.errors import ConfigError, DiscoveryError, RegistrationRefused
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
@@ -55,6 +54,9 @@ class _Server:
     trouble: str = ""
     """Why this instance is not registered there; empty: it is."""
     listed: dict[int, Listed] = field(default_factory=dict)
+    was_taken_in: bool = False
+    """It has registered this instance before."""
+    has_left: bool = False
 
 
 class StunDiscovery:
@@ -94,7 +96,7 @@ class StunDiscovery:
         with self._changed:
             if peer in self._connected or self._reported.get(peer) == address:
                 return
-            self._reported[peer] = address
+            self._note(peer, address)
         self._tell(peer, address)
 
     def on_peer_connected(self, peer: int) -> None:
@@ -122,8 +124,6 @@ class StunDiscovery:
 
     def close(self) -> None:
         with self._changed:
-            if self._is_closed:
-                return
             self._is_closed = True
             self._changed.notify_all()
         # Not on the servers' threads: they may wait for news. Nor on this one, which shall not wait
@@ -131,7 +131,7 @@ class StunDiscovery:
         leaving = [
             threading.Thread(target=self._leave, args=(each,), daemon=True)
             for each in self._servers
-            if each.registered_as is not None
+            if each.registered_as is not None and not each.has_left
         ]
         for thread in leaving:
             thread.start()
@@ -140,6 +140,10 @@ class StunDiscovery:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _leave(self, server: _Server) -> None:
+        with self._changed:
+            has_left, server.has_left = server.has_left, True
+        if has_left:
+            return
         registry = self._make_registry(server.registry.url)
         registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
         registry.close()
@@ -155,14 +159,18 @@ class StunDiscovery:
             try:
                 delay = self._turn(server)
             except IndexTaken as error:
-                self._stop(error)
-                delay = 0.0
+                delay = self._on_taken(server, error)
             except DiscoveryError as error:
                 delay = self._on_trouble(server, error)
+            except Exception as error:  # a server may answer anything, and this thread must live
+                logger.exception("! %s", server.registry.url)
+                delay = self._on_trouble(server, DiscoveryError(f"{error!r}"))
             else:
-                server.retry_delay = FIRST_RETRY_DELAY
+                self._on_good_turn(server)
             self._pause(delay)
         server.registry.close()
+        if server.registered_as is not None:  # perhaps while this instance was closing
+            self._leave(server)
 
     def _turn(self, server: _Server) -> float:
         """Does what is due; returns for how long to wait after that."""
@@ -171,15 +179,16 @@ class StunDiscovery:
         if server.registered_as != registration:
             self._take(server, server.registry.register(registration))
             self._on_registered(server, registration, now)
-        elif now >= server.heartbeat_at:
-            with contextlib.suppress(NotRegistered):
+        try:
+            if now >= server.heartbeat_at:
                 server.registry.heartbeat(self._config.instance_index)
                 server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
-                return 0.0
+            return self._list(server, now)
+        except (NotRegistered, RegistrationRefused):
+            # It may say so of a cluster that it has never heard of, too: registering tells.
             logger.info("= %s has forgotten this instance: registering again", server.registry.url)
             server.registered_as = None
-            return 0.0
-        return self._list(server, now)
+            return self._spread(FORMING_INTERVAL)
 
     def _list(self, server: _Server, now: float) -> float:
         until_heartbeat = max(0.0, server.heartbeat_at - now)
@@ -224,10 +233,25 @@ class StunDiscovery:
 
     def _on_registered(self, server: _Server, registration: Registration, now: float) -> None:
         server.registered_as = registration
+        server.was_taken_in = True
         server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
-        server.trouble = ""
         where = address_text((registration.hostname, registration.port))
         logger.info("= registered at %s as %s", server.registry.url, where)
+
+    def _on_good_turn(self, server: _Server) -> None:
+        server.retry_delay = FIRST_RETRY_DELAY
+        if server.trouble:
+            logger.info("= %s works again", server.registry.url)
+            server.trouble = ""
+
+    def _on_taken(self, server: _Server, error: IndexTaken) -> float:
+        """Ends an instance that was never part of the cluster, and no other."""
+        with self._changed:
+            is_new = not self._connected and not any(each.was_taken_in for each in self._servers)
+        if not is_new:
+            return self._on_trouble(server, error)
+        self._stop(error)
+        return 0.0
 
     def _on_trouble(self, server: _Server, error: DiscoveryError) -> float:
         text = str(error)
@@ -284,8 +308,14 @@ class StunDiscovery:
             self._unresolved.pop(peer, None)
             if self._reported.get(peer) == address or peer in self._connected:
                 return
-            self._reported[peer] = address
+            self._note(peer, address)
         self._tell(peer, address)
+
+    def _note(self, peer: int, address: Address) -> None:
+        """Whoever was reported there before has it no more, and is reported again when listed."""
+        for other in [each for each, where in self._reported.items() if where == address]:
+            del self._reported[other]
+        self._reported[peer] = address
 
     def _tell(self, peer: int, address: Address) -> None:
         logger.debug("= instance %d is at %s", peer, address_text(address))

@@ -62,6 +62,7 @@ class Connections:
         self._emit = emit
         self._listener = listener
         self._by_address: dict[Address, Peer] = {}
+        self._claims: dict[Address, int] = {}  # addresses of connected peers, and who wants them
         self._refused_strangers: set[tuple[int, str]] = set()
         self._liveness = Liveness(
             settings=settings,
@@ -76,12 +77,17 @@ class Connections:
     def add(self, index: int, address: Address, now: float) -> None:
         """Begin to say HELLO to a member, or learn that its address is another one now.
 
-        An address is of one member: the newest report takes it from the one that had it.
+        An address is of one member: the newest report takes it from the one that had it. But not
+        from one that is connected there: that one has proved that it is, and a report has not. It
+        is taken when that connection is over.
         """
         self._check_index(index)
         owner = self._by_address.get(address)
         if owner is not None and owner.index != index:
-            self._take_address(owner, index, now)
+            if owner.is_connected:
+                self._claim(owner, index, address)
+                return
+            self._take_address(owner, index)
         peer = self.peers.get(index)
         if peer is None:
             peer = self.peers[index] = self._new_peer(index, address)
@@ -129,7 +135,18 @@ class Connections:
                 f" of {ours.instance_count}"
             )
 
-    def _take_address(self, owner: Peer, taker: int, now: float) -> None:
+    def _claim(self, owner: Peer, index: int, address: Address) -> None:
+        if self._claims.get(address) == index:
+            return
+        self._claims[address] = index
+        text = (
+            f"its address is said to be {_show_address(address)}, where instance {owner.index} is"
+            " connected: two instances cannot have one address"
+        )
+        logger.warning("! %d: %s", index, text)
+        self._emit(events.PeerRefused(index, text))
+
+    def _take_address(self, owner: Peer, taker: int) -> None:
         """Instances that swap addresses are found one after the other; a name may also be wrong.
 
         The owner has no address then, and gets no HELLO, until one is found for it again.
@@ -139,8 +156,6 @@ class Connections:
         logger.warning("! %d %s: it has none until it is found anew", owner.index, reason)
         self._forget_address(owner)
         self._timers.cancel(TimerKind.HELLO, owner.index)
-        if owner.is_connected:
-            self.lose(owner, reason, now)
 
     def _new_peer(self, index: int, address: Address) -> Peer:
         outbox = Outbox(
@@ -308,6 +323,10 @@ class Connections:
         self._end(peer, reason, now)
         peer.hello_delay = FIRST_HELLO_DELAY
         self._say_hello_soon(peer, now)
+        if peer.address is not None and peer.address in self._claims:
+            claimer = self._claims.pop(peer.address)
+            if not self.is_connected(claimer):
+                self.add(claimer, peer.address, now)
 
     def on_unanswered(self, index: int, now: float) -> None:
         """The peer never acknowledged a message between the cores."""

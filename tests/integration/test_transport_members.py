@@ -89,11 +89,16 @@ def test_members_that_swap_addresses_do_not_end_the_control_thread() -> None:
     with Instances(3) as instances:
         first = instances[0]
         addresses = [(each.hostname, each.port) for each in first.config.udp_hostnames]
-        first.transport.add_member(1, addresses[2])
-        first.wait_for(lambda: 2 not in first.connected, "the loss of the old owner")
-        first.transport.add_member(2, addresses[2])
-        first.transport.add_member(1, addresses[1])
-        first.wait_until_connected(2)
+        for each in instances[1:]:
+            each.transport.close()
+        first.wait_for(lambda: not first.connected, "the loss of both")
+        for _ in range(3):
+            first.transport.add_member(1, addresses[2])
+            first.transport.add_member(2, addresses[1])
+            assert [each.address for each in first.transport.peers()] == [*addresses[:0:-1]]
+            first.transport.add_member(2, addresses[2])
+            first.transport.add_member(1, addresses[1])
+        assert [each.address for each in first.transport.peers()] == addresses[1:]
         assert first.transport.failure is None
 
 

@@ -25,6 +25,9 @@ class Rendezvous:
         self.failing: tuple[int, dict[str, Any]] | None = None
         """Status and body of every answer, in place of the right one."""
         self.raw_answer: bytes | None = None
+        self.content_type = "application/json"
+        self.hides_unknown = False
+        """Whether it answers for an unknown cluster as for a wrong key."""
         self.headers: dict[str, str] = {}
         self.changed = threading.Condition()
         self._revision = 0
@@ -64,6 +67,7 @@ class Rendezvous:
         """As after a restart with an empty store."""
         with self.changed:
             self.instances.clear()
+            self.keys.clear()
             self._note_change()
 
     def put(self, index: int, *, cluster_id: str = "c", address: str = "10.0.0.9") -> None:
@@ -99,6 +103,7 @@ class Rendezvous:
             request.send_response(status)
         for name, value in self.headers.items():
             request.send_header(name, value)
+        request.send_header("Content-Type", self.content_type)
         if self._tells_revisions:
             request.send_header("ETag", f'"{self._revision}"')
         request.send_header("Content-Length", str(0 if status == 304 else len(data)))
@@ -114,6 +119,9 @@ class Rendezvous:
         cluster_id = body.get("cluster_id") or names[0]
         with self.changed:
             key = request.headers[KEY_HEADER]
+            is_unknown = cluster_id not in self.keys and route != "register-instance"
+            if self.hides_unknown and is_unknown:
+                return 401, {"error": "unknown cluster or wrong key"}
             if self.keys.setdefault(cluster_id, key) != key:
                 return 401, {"error": "unknown cluster or wrong key"}
             if route == "register-instance":

@@ -212,11 +212,51 @@ def test_of_two_with_one_index_the_younger_one_stops(
     lan.run_until(between)
     began = lan.now
     lan.start("10.0.0.6", identity(2, boot_id=boot_ids[1]))
-    lan.run_until(began + 0.2)
+    lan.run_until(began + 1.0)
     stopped = {name for name, conflict in lan.conflicts if conflict.is_older}
     assert len(stopped) == 1
     if between >= 0.3:
         assert stopped == {"10.0.0.6"}
+        assert {name for name, _ in lan.conflicts} == {"10.0.0.5", "10.0.0.6"}  # both say so
+
+
+def test_two_with_one_index_that_both_have_peers_go_on() -> None:
+    lan = Lan()
+    for name, boot_id in (("10.0.0.5", 1), ("10.0.0.6", 2)):
+        lan.start(name, identity(2, boot_id=boot_id)).on_connected(0)
+        lan.run_until(lan.now + 1.0)
+    lan.run_until(10.0)
+    assert not any(conflict.is_older for _, conflict in lan.conflicts)
+    sent = sum(each._sent_count for each in lan.hosts.values())
+    assert sent < 2 * 60  # they do not answer each other without end
+
+
+def test_a_recorded_beacon_stops_nobody() -> None:
+    recorded = Beacons(identity(2, boot_id=1 << 60), 0.0).next_beacon(500.0)
+    beacons = Beacons(identity(2, boot_id=5), 0.0)
+    meanings = [beacons.on_datagram(recorded, ("10.0.0.9", 9997), 0.1 * n) for n in range(50)]
+    assert meanings == [None] * 50
+
+
+def test_who_is_reported_where_another_one_was_takes_its_place_until_that_is_heard() -> None:
+    beacons = Beacons(identity(0), 0.0)
+    shared = ("10.0.0.9", PORT)
+    assert heard(beacons, identity(1), now=1.0) == Found(1, shared)
+    assert heard(beacons, identity(2), now=1.1) == Found(2, shared)
+    assert heard(beacons, identity(2), at="10.0.0.7", now=3.0) == Found(2, ("10.0.0.7", PORT))
+    assert heard(beacons, identity(1), now=3.1) == Found(1, shared)
+
+
+def test_a_neighbour_with_another_key_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    beacons = Beacons(identity(0), 0.0)
+    for second in range(10):
+        heard(beacons, identity(1), now=second)
+        heard(beacons, identity(1, key="x" * 16), at=f"10.0.0.{second}", now=second)
+    assert sum("another one" in each.message for each in caplog.records) == 1
+    beacons.on_connected(1)
+    heard(beacons, identity(1), now=20.0)
+    heard(beacons, identity(1, key="x" * 16), now=20.1)
+    assert not beacons.troubles()
 
 
 def test_a_beacon_is_small() -> None:

@@ -70,6 +70,7 @@ def test_the_address_towards_loopback_is_loopback() -> None:
         ({"instance_address": "pod.example", "single_host": True}, "pod.example"),
         ({"single_host": True, "runpod_pod_id": "x7"}, "127.0.0.1"),
         ({"runpod_pod_id": "x7"}, "x7.runpod.internal"),
+        ({"listen_address": "10.9.9.9", "single_host": True}, "10.9.9.9"),
         ({}, "towards 10.0.0.1"),
     ],
 )
@@ -88,3 +89,10 @@ def test_the_mtu_is_that_of_the_interface_that_leads_there() -> None:
         if any(each.address == "127.0.0.1" for each in addresses)
     )
     assert mtu_towards(("127.0.0.1", 9)) == psutil.net_if_stats()[loopback].mtu
+
+
+def test_a_socket_without_ipv6_is_reached_without(machine: dict[str, list[object]]) -> None:
+    machine["a"] = [snicaddr("10.0.0.5", "255.255.255.0")]
+    server = [("::1", 8089)]
+    assert own_hostname(ClusterConfig(), server) == "10.0.0.5"
+    assert own_hostname(ClusterConfig(listen_address="::"), server) == "::1"

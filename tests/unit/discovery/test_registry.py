@@ -73,6 +73,7 @@ def test_entries_that_make_no_sense_are_left_out(server: Rendezvous) -> None:
             {"instance_id": "x", "address": "a", "port": 5},
             {"instance_id": "2", "address": "", "port": 5},
             {"instance_id": "3", "address": "a", "port": 70_000},
+            {"instance_id": "3", "address": "a", "port": float("inf")},
             None,
         ]
     }
@@ -135,6 +136,24 @@ def test_a_server_in_trouble(server: Rendezvous) -> None:
     server.failing = (503, {"error": "the store is away"})
     with pytest.raises(RegistryUnavailable, match="answers 503: the store is away"):
         client(server.url).register(OWN)
+
+
+def test_a_proxy_is_not_asked_for_a_server_near_by(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    client(server.url).register(OWN)
+    with pytest.raises(RegistryUnavailable, match=r"by the proxy of this environment .*NO_PROXY"):
+        client("http://registry.example:8089").register(OWN)
+
+
+def test_what_a_proxy_forbids_is_no_wrong_key(server: Rendezvous) -> None:
+    server.content_type = "text/html"
+    server.failing = (403, {})
+    with pytest.raises(RegistrationRefused) as info:
+        client(server.url).register(OWN)
+    assert "KEY" not in str(info.value) and "answers 403" in str(info.value)
 
 
 def test_clocks_that_differ_are_told_once(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode, Role
 from comfy_cluster.discovery import Address, stun
+from comfy_cluster.discovery.registry import Listed, Listing, Registration, Registry
 from comfy_cluster.discovery.stun import StunDiscovery
 from comfy_cluster.errors import DiscoveryError
 from tests.unit.discovery.rendezvous import Rendezvous
@@ -158,3 +161,77 @@ def test_a_taken_index_ends_it(server: Rendezvous) -> None:
         error = one.failures.get(timeout=WAIT)
     assert "Failed to register with STUN server" in str(error)
     assert "alive elsewhere" in str(error)
+
+
+def test_a_server_that_forgot_the_whole_cluster_is_registered_with_again(
+    server: Rendezvous,
+) -> None:
+    server.hides_unknown = True
+    with looking(server.url) as one:
+        server.wait_for("GET /instances/c")
+        server.forget_all()
+        server.wait_for("POST /register-instance", count=2)
+        server.put(0)
+        assert one.next_member() == (0, ("10.0.0.9", 9998))
+
+
+def test_a_server_that_says_the_index_is_taken_ends_no_member(server: Rendezvous) -> None:
+    with looking(server.url) as one:
+        server.wait_for("GET /instances/c")
+        server.failing = (409, {"error": "instance 1 is alive elsewhere"})
+        wait_for_news(server, lambda: "alive elsewhere" in one.discovery.troubles().get(0, ""))
+        server.failing = None
+        server.put(0)
+        assert one.next_member()[0] == 0
+        assert one.failures.empty()
+
+
+def test_an_outage_is_over_once_the_server_answers(server: Rendezvous) -> None:
+    with looking(server.url) as one:
+        (asked,) = one.discovery._servers
+        for _ in range(2):
+            server.failing = (503, {"error": "the store is away"})
+            wait_for_news(server, lambda: "the store is away" in asked.trouble)
+            server.failing = None
+            wait_for_news(server, lambda: not asked.trouble)
+
+
+def wait_for_news(server: Rendezvous, condition: Callable[[], bool]) -> None:
+    """Makes some meanwhile: a server that holds the question answers it then."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        server.put(6, address=f"10.0.1.{len(server.asked) % 250}")
+        time.sleep(0.005)
+
+
+def test_who_closes_while_it_registers_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rendezvous() as server:
+        one = Looking(server.url)
+        register = Registry.register
+
+        def close_first(registry: Registry, registration: Registration) -> tuple[Listed, ...]:
+            one.discovery.close()
+            return register(registry, registration)
+
+        monkeypatch.setattr(Registry, "register", close_first)
+        one.start()
+        server.wait_for("DELETE /instance/c/1")
+        assert not server.instances
+
+
+def test_nothing_that_a_server_answers_ends_the_search(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instances = Registry.instances
+    broken = iter([True, True, False])
+
+    def odd(registry: Registry, *arguments: Any, **options: Any) -> Listing | None:
+        if next(broken, False):
+            raise ZeroDivisionError
+        return instances(registry, *arguments, **options)
+
+    monkeypatch.setattr(Registry, "instances", odd)
+    server.put(0)
+    with looking(server.url) as one:
+        assert one.next_member()[0] == 0

@@ -254,24 +254,36 @@ def test_only_other_instances_of_the_cluster_can_be_members(index: int) -> None:
         world.endpoints[0].add_member(index, ("10.0.0.9", 9998), 0.0)
 
 
-def test_newest_report_of_an_address_takes_it_from_the_member_that_had_it(
+def test_a_report_takes_no_address_from_a_connected_member(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World(count=3)
     world.connect()
     endpoint = world.endpoints[0]
-    endpoint.send_message(1, MessageType.FREE_MEMORY, b"", now=world.now)
     with caplog.at_level(logging.WARNING, "comfy_cluster.protocol"):
-        endpoint.add_member(2, address_of(1), world.now)
-        endpoint.add_member(2, address_of(1), world.now)
-        world.run_for(1.0)
-    (lost,) = world.seen(0, PeerLost)
-    assert (lost.peer, len(world.seen(0, MessageFailed))) == (1, 1)
-    assert lost.reason == "its address 10.0.0.2:9998 is that of instance 2 now"
-    taken = [record for record in caplog.records if "10.0.0.2:9998" in record.message]
-    assert len([record for record in taken if record.levelname == "WARNING"]) == 1
+        for _ in range(2):
+            endpoint.add_member(2, address_of(1), world.now)
+            world.run_for(1.0)
+    assert not world.seen(0, PeerLost)
+    (refused,) = world.seen(0, PeerRefused)
+    assert refused.peer == 2 and "10.0.0.2:9998, where instance 1 is connected" in refused.reason
+    assert sum("10.0.0.2:9998" in each.message for each in caplog.records) == 1
+
+
+def test_an_address_is_taken_when_the_connection_there_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(count=3)
+    world.kill(2)
+    world.run_until(lambda: world.endpoints[0].is_connected(1), 5.0)
+    endpoint = world.endpoints[0]
+    endpoint.add_member(2, address_of(1), world.now)
+    assert endpoint.peer_info(1).address == address_of(1)
+    world.kill(1)
+    world.run_for(5.0)
+    assert [event.peer for event in world.seen(0, PeerLost)] == [1]
     assert endpoint.members == [1, 2] and endpoint.peer_info(1).address is None
-    assert not endpoint.is_connected(1) and endpoint.is_connected(2)
+    assert endpoint.peer_info(2).address == address_of(1)
     assert world.engines[0].allowed == {address_of(1)}
 
 
@@ -295,9 +307,8 @@ def test_members_that_swap_addresses_are_both_found_again() -> None:
 
 def test_member_without_an_address_gets_no_hello_and_may_be_removed() -> None:
     world = World(count=3)
-    world.connect()
-    endpoint = world.endpoints[0]
     world.is_lost = lambda packet: True
+    endpoint = world.endpoints[0]
     endpoint.add_member(2, address_of(1), world.now)
     world.run_for(30.0)
     assert not endpoint.is_connected(1) and endpoint.peer_info(1).address is None
