@@ -395,38 +395,6 @@ cdef bint engine_receive_message(
     return True
 
 
-cdef bint engine_hears(EngineState* engine, const PeerAddress* address, double now) noexcept nogil:
-    cdef uint32_t number
-    cdef double earned
-    for number in range(engine.allowed_count):
-        if address_equal(&engine.allowed[number], address):
-            return True
-    earned = (now - engine.strangers_at) * engine.strangers_per_second
-    engine.strangers_at = now
-    engine.stranger_tokens = min(
-        engine.stranger_tokens + max(0.0, earned), engine.strangers_per_second
-    )
-    if engine.stranger_tokens < 1.0:
-        return False
-    engine.stranger_tokens -= 1.0
-    return True
-
-
-cdef void engine_receive_hello(
-    EngineState* engine, uint32_t session, const uint8_t* packet, size_t size,
-    const PeerAddress* address, double now
-) noexcept nogil:
-    if session != 0 or size > C_MIN_PACKET_SIZE:
-        engine.counters[COUNT_MALFORMED] += 1
-    elif not engine_hears(engine, address, now):
-        engine.counters[COUNT_UNKNOWN_ADDRESS] += 1
-    else:
-        engine_add_message_event(
-            engine, C_EVENT_HELLO, 0, address, packet + C_HEADER_SIZE,
-            <uint32_t>(size - C_HEADER_SIZE)
-        )
-
-
 cdef void engine_receive(
     EngineState* engine, const uint8_t* packet, size_t size, const PeerAddress* address, double now
 ) noexcept nogil:

@@ -90,37 +90,19 @@ cdef class PacketEngine:
 
     def allow_address(self, address):
         cdef PeerAddress packed
-        cdef PeerAddress* grown
-        cdef uint32_t number
+        cdef bint has_memory
         self._load_address(address, &packed, True)
         self._lock()
-        for number in range(self.state.allowed_count):
-            if address_equal(&self.state.allowed[number], &packed):
-                self._unlock()
-                return
-        if self.state.allowed_count == self.state.allowed_capacity:
-            grown = <PeerAddress*>realloc(
-                self.state.allowed, (self.state.allowed_capacity + 16) * sizeof(PeerAddress)
-            )
-            if grown == NULL:
-                self._unlock()
-                raise MemoryError
-            self.state.allowed = grown
-            self.state.allowed_capacity += 16
-        self.state.allowed[self.state.allowed_count] = packed
-        self.state.allowed_count += 1
+        has_memory = engine_allow(&self.state, &packed)
         self._unlock()
+        if not has_memory:
+            raise MemoryError
 
     def disallow_address(self, address):
         cdef PeerAddress packed
-        cdef uint32_t number
         self._load_address(address, &packed, False)
         self._lock()
-        for number in range(self.state.allowed_count):
-            if address_equal(&self.state.allowed[number], &packed):
-                self.state.allowed_count -= 1
-                self.state.allowed[number] = self.state.allowed[self.state.allowed_count]
-                break
+        engine_disallow(&self.state, &packed)
         self._unlock()
 
     def connect_peer(

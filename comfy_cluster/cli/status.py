@@ -8,11 +8,10 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from comfy_cluster.cluster.info import ClusterInfo, PeerSummary, size_text
+from comfy_cluster.cluster.info import STATUS_PATH, ClusterInfo, PeerSummary, size_text
 from comfy_cluster.errors import ConfigError, DiscoveryError
 from comfy_cluster.settings_parsing import PREFIX
 
-STATUS_PATH = "/cluster/status"
 DEFAULT_COMFY_PORT = 8188  # ComfyUI's own
 TIMEOUT = (3.05, 10.0)  # seconds to connect and to be answered
 
@@ -62,6 +61,8 @@ def print_status(console: Console, info: ClusterInfo) -> None:
         f"{info.state.value}. Connected: {info.connected_count}/{info.instance_count} instances",
         highlight=False,
     )
+    if info.failure:
+        console.print(info.failure, highlight=False)
     console.print(
         f"Cluster {info.cluster_id}, registration {info.registration_mode}, engine {info.engine}, "
         f"version {info.software_version}",

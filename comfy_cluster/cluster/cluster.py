@@ -422,6 +422,7 @@ class Cluster:
             peers=self._peer_summaries(),
             stats={} if transport is None else {**transport.stats(), **self._chooser.stats()},
             image_precision=config.image_precision,
+            failure=str(self._failure or (transport and transport.failure) or ""),
         )
 
     def _peer_summaries(self) -> tuple[PeerSummary, ...]:

@@ -10,7 +10,7 @@ from enum import Enum
 
 from comfy_cluster import __version__
 from comfy_cluster.cluster.state import InstanceState
-from comfy_cluster.config import ImagePrecision, RegistrationMode, Role, role_of
+from comfy_cluster.config import ClusterConfig, ImagePrecision, RegistrationMode, Role, role_of
 from comfy_cluster.discovery.base import address_text
 from comfy_cluster.transport.peer_info import PeerInfo
 
@@ -18,6 +18,10 @@ ROUNDING_TEXT = (
     "COMFY_CLUSTER_IMAGE_PRECISION=uint8: images and masks are rounded to 8 bits on their way, so"
     " pixels are not exact"
 )
+
+
+STATUS_PATH = "/cluster/status"
+"""Where a ComfyUI tells its `ClusterInfo` as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,24 @@ class ClusterInfo:
     """Counters by name; docs/protocol.md defines them."""
     image_precision: ImagePrecision = ImagePrecision.EXACT
     software_version: str = __version__
+    failure: str = ""
+    """Why this instance is in ERROR, for people."""
+
+    @classmethod
+    def of_one(cls) -> ClusterInfo:
+        """Of a cluster of one: there is nothing to find out."""
+        config = ClusterConfig()
+        return cls(
+            instance_index=config.instance_index,
+            instance_count=config.instance_count,
+            min_instances=config.min_instances,
+            connected_count=1,
+            role=config.role,
+            state=InstanceState.IDLE,
+            registration_mode=config.registration_mode,
+            cluster_id=config.cluster_id,
+            engine="none",
+        )
 
     def to_json(self) -> str:
         """All of it, for programs: field names as here, times in seconds, sizes in bytes."""
@@ -131,6 +153,7 @@ class ClusterInfo:
             f" (work starts with {self.min_instances})",
             f"Cluster {self.cluster_id}, registration {self.registration_mode}, "
             f"engine {self.engine}",
+            *([self.failure] if self.failure else []),
             *([ROUNDING_TEXT] if self.image_precision is ImagePrecision.UINT8 else []),
             *(peer.text() for peer in self.peers),
         ]

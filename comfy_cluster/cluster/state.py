@@ -58,8 +58,11 @@ TRANSITIONS: Mapping[InstanceState, Mapping[InstanceInput, InstanceState]] = {
         InstanceInput.LEADER_LOST: InstanceState.POPULATING,
         InstanceInput.FAILED: InstanceState.ERROR,
     },
-    # A job that was under way when the instance failed still comes to its end.
+    # A job that was under way when the instance failed still comes to its end; and another thread
+    # may be about to tell of peers.
     InstanceState.ERROR: {
+        InstanceInput.ENOUGH_CONNECTED: InstanceState.ERROR,
+        InstanceInput.LEADER_LOST: InstanceState.ERROR,
         InstanceInput.JOB_ENDED: InstanceState.ERROR,
         InstanceInput.FAILED: InstanceState.ERROR,
     },

@@ -7,6 +7,8 @@ from typing import Any
 
 from comfy_execution import progress as comfy_progress
 
+_RUNNING = "running"  # of ComfyUI's NodeState
+
 logger = logging.getLogger("comfy_cluster.comfyui")
 
 
@@ -28,8 +30,11 @@ def running_nodes(prompt_id: str) -> set[str]:
     registry: Any = comfy_progress.get_progress_state()
     if registry.prompt_id != prompt_id:
         return set()
-    running = comfy_progress.NodeState.Running
-    return {node_id for node_id, state in list(registry.nodes.items()) if state["state"] == running}
+    return {
+        node_id
+        for node_id, state in list(registry.nodes.items())
+        if state["state"].value == _RUNNING
+    }
 
 
 def show(

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import execution
 from aiohttp import web
 
+from comfy_cluster.cluster.info import STATUS_PATH
 from comfy_cluster.comfyui.validation import validate
 from comfy_cluster.errors import ClusterError, DiscoveryError, WorkflowError
 from comfy_cluster.transport.handle import Handle
@@ -19,7 +20,6 @@ from comfy_cluster.work.work import Work
 logger = logging.getLogger("comfy_cluster.comfyui")
 
 QUEUE_PATH = "/cluster/queue"
-STATUS_PATH = "/cluster/status"
 ANSWER_TIMEOUT = 60.0  # seconds; followers validate within one or two
 
 

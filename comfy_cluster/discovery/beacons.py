@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 
 from comfy_cluster.discovery.base import Address, address_text
 from comfy_cluster.errors import RemoteProtocolError
-from comfy_cluster.wire import PROTOCOL_VERSION, Beacon, is_tagged_with
+from comfy_cluster.protocol.handshake import count_refusal, version_refusal
+from comfy_cluster.wire import Beacon, is_tagged_with
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
@@ -188,21 +189,11 @@ class Beacons:
         return max(0, round((now - self._started_at) * 1000))
 
     def _refusal_of(self, beacon: Beacon, datagram: bytes) -> str:
-        own = self._identity
-        if beacon.protocol_version != PROTOCOL_VERSION:
-            return (
-                f"it speaks protocol version {beacon.protocol_version} (software "
-                f"{beacon.software_version or 'unknown'}), this instance {PROTOCOL_VERSION}: "
-                "install the same version everywhere"
-            )
-        if not is_tagged_with(datagram, own.key):
-            return "its COMFY_CLUSTER_KEY is another one (or only one side has a key)"
-        if beacon.instance_count != own.instance_count:
-            return (
-                f"it counts {beacon.instance_count} instances, this instance "
-                f"{own.instance_count}: COMFY_CLUSTER_INSTANCE_COUNT must be the same everywhere"
-            )
-        return ""
+        own, who = self._identity, "it"
+        refusal = version_refusal(beacon, who)
+        if not refusal and not is_tagged_with(datagram, own.key):
+            refusal = "its COMFY_CLUSTER_KEY is another one (or only one side has a key)"
+        return refusal or count_refusal(beacon, who, own.instance_count)
 
     def _note_trouble(self, address: Address, beacon: Beacon, reason: str) -> None:
         peer = beacon.instance_index

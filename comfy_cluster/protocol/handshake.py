@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from comfy_cluster.protocol.settings import ProtocolSettings
-from comfy_cluster.wire import PROTOCOL_VERSION, Announce, InstanceRole
+from comfy_cluster.wire import PROTOCOL_VERSION, Announce, InstanceRole, Introduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +143,17 @@ class Handshake:
 def refusal_of(announce: Announce, peer: int, ours: ProtocolSettings) -> str:
     """Why the sender cannot be instance `peer` of this cluster; empty when it can."""
     who = f"instance {peer}"
-    if announce.protocol_version != PROTOCOL_VERSION:
-        return (
-            f"{who} speaks protocol version {announce.protocol_version}"
-            f" (software {announce.software_version or 'unknown'}), this instance speaks"
-            f" {PROTOCOL_VERSION}: install the same version everywhere"
-        )
+    refusal = version_refusal(announce, who)
+    if refusal:
+        return refusal
     if announce.cluster_id != ours.cluster_id:
         return (
             f"{who} belongs to cluster {announce.cluster_id!r}, this instance to"
             f" {ours.cluster_id!r}: CLUSTER_ID must be the same everywhere"
         )
-    if announce.instance_count != ours.instance_count:
-        return (
-            f"{who} counts {announce.instance_count} instances, this instance"
-            f" {ours.instance_count}: INSTANCE_COUNT must be the same everywhere"
-        )
+    refusal = count_refusal(announce, who, ours.instance_count)
+    if refusal:
+        return refusal
     if announce.instance_index != peer:
         return (
             f"the address of instance {peer} answers as instance"
@@ -168,3 +163,24 @@ def refusal_of(announce: Announce, peer: int, ours: ProtocolSettings) -> str:
     if is_leader != (announce.instance_index == 0):
         return f"{who} says that it is a {announce.role.name.lower()}"
     return ""
+
+
+def version_refusal(told: Introduction, who: str) -> str:
+    """What is wrong with the protocol version that `who` tells; empty if nothing is."""
+    if told.protocol_version == PROTOCOL_VERSION:
+        return ""
+    return (
+        f"{who} speaks protocol version {told.protocol_version}"
+        f" (software {told.software_version or 'unknown'}), this instance speaks"
+        f" {PROTOCOL_VERSION}: install the same version everywhere"
+    )
+
+
+def count_refusal(told: Introduction, who: str, instance_count: int) -> str:
+    """What is wrong with the instance count that `who` tells; empty if nothing is."""
+    if told.instance_count == instance_count:
+        return ""
+    return (
+        f"{who} counts {told.instance_count} instances, this instance"
+        f" {instance_count}: INSTANCE_COUNT must be the same everywhere"
+    )

@@ -6,7 +6,7 @@ RemoteProtocolError and nothing else, whatever the bytes are. The schema is prot
 Used by `protocol/` and by whoever needs a `TransferKey` or a `MessageType`.
 """
 
-from comfy_cluster.wire.announce import PROTOCOL_VERSION, Announce, InstanceRole
+from comfy_cluster.wire.announce import PROTOCOL_VERSION, Announce, InstanceRole, Introduction
 from comfy_cluster.wire.beacon import LARGEST_BEACON, Beacon, is_tagged_with
 from comfy_cluster.wire.buffers import (
     DIGEST_SIZE,
@@ -53,6 +53,7 @@ __all__ = [
     "FailureCode",
     "Goodbye",
     "InstanceRole",
+    "Introduction",
     "Message",
     "MessageType",
     "Route",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from comfy_cluster.wire import bounds
 from comfy_cluster.wire import messages_pb2 as pb
@@ -19,6 +20,34 @@ LARGEST_CODEC_COUNT = 16  # all of them take a third of the smallest packet
 class InstanceRole(IntEnum):
     LEADER = 1
     FOLLOWER = 2
+
+
+class Introduction(Protocol):
+    """What an instance says of itself, in HELLOs and in beacons."""
+
+    @property
+    def protocol_version(self) -> int: ...
+    @property
+    def cluster_id(self) -> str: ...
+    @property
+    def instance_index(self) -> int: ...
+    @property
+    def instance_count(self) -> int: ...
+    @property
+    def boot_id(self) -> int: ...
+    @property
+    def software_version(self) -> str: ...
+
+
+def check_introduction(told: Introduction) -> None:
+    """LocalProtocolError: a field is out of bounds."""
+    bounds.check_range("protocol_version", told.protocol_version, 1, bounds.LARGEST_U32)
+    bounds.check_text("cluster_id", told.cluster_id, LONGEST_CLUSTER_ID)
+    count = told.instance_count
+    bounds.check_range("instance_count", count, 1, bounds.LARGEST_INSTANCE_INDEX + 1)
+    bounds.check_range("instance_index", told.instance_index, 0, count - 1)
+    bounds.check_range("boot_id", told.boot_id, 1, bounds.LARGEST_U64)
+    bounds.check_text("software_version", told.software_version, LONGEST_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +75,11 @@ class Announce:
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        bounds.check_range("protocol_version", self.protocol_version, 1, bounds.LARGEST_U32)
-        bounds.check_text("cluster_id", self.cluster_id, LONGEST_CLUSTER_ID)
-        count = self.instance_count
-        bounds.check_range("instance_count", count, 1, bounds.LARGEST_INSTANCE_INDEX + 1)
-        bounds.check_range("instance_index", self.instance_index, 0, count - 1)
-        bounds.check_range("boot_id", self.boot_id, 1, bounds.LARGEST_U64)
+        check_introduction(self)
         bounds.check_range("session_id", self.session_id, 1, bounds.LARGEST_U32)
         bounds.check_range("echo_session_id", self.echo_session_id, 0, bounds.LARGEST_U32)
         size = self.packet_size
         bounds.check_range("packet_size", size, bounds.SMALLEST_PACKET, bounds.LARGEST_PACKET)
-        bounds.check_text("software_version", self.software_version, LONGEST_VERSION)
         bounds.check_text("engine", self.engine, LONGEST_ENGINE_NAME)
         bounds.check_range("codecs", len(self.codecs), 0, LARGEST_CODEC_COUNT)
         for name in self.codecs:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from comfy_cluster.errors import RemoteProtocolError
 from comfy_cluster.wire import bounds
 from comfy_cluster.wire import messages_pb2 as pb
-from comfy_cluster.wire.announce import LONGEST_CLUSTER_ID, LONGEST_VERSION, PROTOCOL_VERSION
+from comfy_cluster.wire.announce import PROTOCOL_VERSION, check_introduction
 
 BEACON_MAGIC = b"CCB1"
 TAG_SIZE = 16
@@ -44,16 +44,10 @@ class Beacon:
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
-        bounds.check_range("protocol_version", self.protocol_version, 1, bounds.LARGEST_U32)
-        bounds.check_text("cluster_id", self.cluster_id, LONGEST_CLUSTER_ID)
-        count = self.instance_count
-        bounds.check_range("instance_count", count, 1, bounds.LARGEST_INSTANCE_INDEX + 1)
-        bounds.check_range("instance_index", self.instance_index, 0, count - 1)
-        bounds.check_range("boot_id", self.boot_id, 1, bounds.LARGEST_U64)
+        check_introduction(self)
         bounds.check_range("port", self.port, 1, bounds.LARGEST_U16)
         bounds.check_ip_literal("hostname", self.hostname)
         bounds.check_range("age", self.age, 0, bounds.LARGEST_U64)
-        bounds.check_text("software_version", self.software_version, LONGEST_VERSION)
         bounds.check_range("stops", self.stops, 0, bounds.LARGEST_U64)
 
     def pack(self, key: str | None) -> bytes:

@@ -9,12 +9,10 @@ its prompt, whatever becomes of that.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfy_cluster import __version__
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.files import FileRuns
 from comfy_cluster.work.host import Host, Phase, PromptState
@@ -50,24 +48,10 @@ class Work:
         )
 
     def status(self) -> str:
-        """JSON for `comfy-cluster status`, as `ClusterInfo.to_json`."""
-        return json.dumps(
-            {
-                "instance_index": 0,
-                "instance_count": 1,
-                "min_instances": 1,
-                "connected_count": 1,
-                "role": "LEADER",
-                "state": "IDLE",
-                "registration_mode": "static",
-                "cluster_id": "default",
-                "engine": "none",
-                "peers": [],
-                "stats": {},
-                "image_precision": "exact",
-                "software_version": __version__,
-            }
-        )
+        """`ClusterInfo.to_json`, for `comfy-cluster status`."""
+        from comfy_cluster.cluster.info import ClusterInfo
+
+        return ClusterInfo.of_one().to_json()
 
     # Nodes.
 

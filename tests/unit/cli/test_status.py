@@ -34,6 +34,7 @@ INFO = ClusterInfo(
     engine="compiled",
     peers=(replace(PEER, packet_size=1472, software_version="0.1.0"), GONE),
     stats={"messages_sent": 4},
+    failure="out of sockets",
 )
 
 
@@ -52,7 +53,6 @@ class Handler(BaseHTTPRequestHandler):
     server: Answers
 
     def do_GET(self) -> None:
-        self.server.asked = self.path  # type: ignore[attr-defined]
         self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(self.server.body)
@@ -93,7 +93,8 @@ def test_the_table(comfyui: Answers) -> None:
     assert code == 0
     lines = [" ".join(line.split()) for line in output.splitlines()]
     assert lines[0] == "Instance 0 of 3 (LEADER), POPULATING. Connected: 2/3 instances"
-    assert "Cluster studio, registration broadcast, engine compiled" in lines[1]
+    assert lines[1] == "out of sockets"
+    assert "Cluster studio, registration broadcast, engine compiled" in lines[2]
     (one,) = [line for line in lines if line.startswith("1 (FOLLOWER)")]
     assert one == "1 (FOLLOWER) 10.0.0.2:9998 connected, UDP 1.20 ms 5.0 MB 700 B 3 1472 B 0.1.0"
     assert any("not connected (it counts 5 instances)" in line for line in lines)

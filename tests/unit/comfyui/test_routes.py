@@ -180,7 +180,8 @@ def test_pages_of_other_sites(
 def ask_status(
     comfyui: FakeComfyUI, get_work: Any, headers: Mapping[str, str] | None = None
 ) -> Any:
-    from comfy_cluster.comfyui.routes import STATUS_PATH, add_routes
+    from comfy_cluster.cluster.info import STATUS_PATH
+    from comfy_cluster.comfyui.routes import add_routes
 
     comfyui.server.routes = Routes()
     add_routes(comfyui.server, get_work)

@@ -57,6 +57,20 @@ def looking(*urls: str, index: int = 1, count: int = 3, key: str = "k" * 32) -> 
         made.discovery.close()
 
 
+def trouble_of(one: Looking, peer: int) -> str:
+    return one.discovery.troubles().get(peer, "")
+
+
+def wait_until(condition: Callable[[], bool], *, news: Rendezvous | None = None) -> None:
+    """`news`: a server that gets some meanwhile; one that holds the question answers it then."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        if news is not None:
+            news.put(6, address=f"10.0.1.{len(news.asked) % 250}")
+        time.sleep(0.005)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_RETRY_DELAY", "LARGEST_RETRY_DELAY", "FORMING_INTERVAL"):
@@ -113,8 +127,7 @@ def test_it_goes_on_trying_and_joins_when_the_server_is_back() -> None:
     with Rendezvous() as gone:
         port = gone.port
     with looking(f"http://127.0.0.1:{port}") as one:
-        while "Failed to register with STUN server" not in one.discovery.troubles().get(0, ""):
-            pass
+        wait_until(lambda: "Failed to register with STUN server" in trouble_of(one, 0))
         with Rendezvous(port=port) as back:
             back.put(0)
             assert one.next_member() == (0, ("10.0.0.9", 9998))
@@ -132,8 +145,7 @@ def test_a_name_that_cannot_be_resolved_is_told(server: Rendezvous) -> None:
     server.put(0, address="nowhere.invalid")
     with looking(server.url) as one:
         server.wait_for("GET /instances/c")
-        while "nowhere.invalid cannot be resolved" not in one.discovery.troubles().get(0, ""):
-            pass
+        wait_until(lambda: "nowhere.invalid cannot be resolved" in trouble_of(one, 0))
 
 
 def test_who_is_heard_is_reported_once(server: Rendezvous) -> None:
@@ -179,7 +191,7 @@ def test_a_server_that_says_the_index_is_taken_ends_no_member(server: Rendezvous
     with looking(server.url) as one:
         server.wait_for("GET /instances/c")
         server.failing = (409, {"error": "instance 1 is alive elsewhere"})
-        wait_for_news(server, lambda: "alive elsewhere" in one.discovery.troubles().get(0, ""))
+        wait_until(lambda: "alive elsewhere" in trouble_of(one, 0), news=server)
         server.failing = None
         server.put(0)
         assert one.next_member()[0] == 0
@@ -191,18 +203,9 @@ def test_an_outage_is_over_once_the_server_answers(server: Rendezvous) -> None:
         (asked,) = one.discovery._servers
         for _ in range(2):
             server.failing = (503, {"error": "the store is away"})
-            wait_for_news(server, lambda: "the store is away" in asked.trouble)
+            wait_until(lambda: "the store is away" in asked.trouble, news=server)
             server.failing = None
-            wait_for_news(server, lambda: not asked.trouble)
-
-
-def wait_for_news(server: Rendezvous, condition: Callable[[], bool]) -> None:
-    """Makes some meanwhile: a server that holds the question answers it then."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        server.put(6, address=f"10.0.1.{len(server.asked) % 250}")
-        time.sleep(0.005)
+            wait_until(lambda: not asked.trouble, news=server)
 
 
 def test_who_closes_while_it_registers_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
