@@ -136,6 +136,31 @@ def test_each_instance_takes_its_item_of_a_batch(cluster: ComfyCluster, unique: 
     assert_same(cluster.leader.saved(f"{unique}-joined"), [1.0 - whole])
 
 
+@pytest.mark.parametrize("class_type", ["ClusterBroadcastTensor", "ClusterFanOutImage"])
+def test_what_is_blocked_on_the_leader_is_blocked_everywhere(
+    cluster: ComfyCluster, unique: str, class_type: str
+) -> None:
+    builder = PromptBuilder()
+    images = builder.add("TestSignedImage", height=4, width=4)
+    blocked = builder.add("TestBlock", images=images, instances="0")
+    name = "tensor" if class_type == "ClusterBroadcastTensor" else "images"
+    received = builder.add(class_type, **{name: blocked})
+    save(builder, received, unique)
+    save(builder, images, f"{unique}-all")
+    run_everywhere(cluster, builder.prompt)
+    assert cluster.leader.has_saved(f"{unique}-all")
+    assert not any(each.has_saved(unique) for each in cluster.instances)
+
+
+def test_a_listener_to_a_blocked_broadcast_is_blocked(cluster: ComfyCluster, unique: str) -> None:
+    builder = PromptBuilder()
+    blocked = builder.add("TestBlock", images=photographs(builder, 2), instances="")
+    builder.add("ClusterBroadcastTensor", tensor=blocked)
+    save(builder, builder.add("ClusterListenTensorBroadcast"), unique)
+    cluster.leader.client.run(builder.prompt)
+    assert not cluster.leader.has_saved(unique)
+
+
 def test_info_tells_each_instance_who_it_is(cluster: ComfyCluster, unique: str) -> None:
     builder = PromptBuilder()
     info = builder.add("ClusterInfo")

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.utils
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from .shared import (
     count_run,
@@ -38,6 +39,21 @@ class TestGate:
         if names_this_instance(instances):
             pass_gate(gate)
         return (value,)
+
+
+class TestBlock:
+    """Blocks what comes after it, on the named instances ("1,3"; empty: all)."""
+
+    CATEGORY = "test"
+    FUNCTION = "execute"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Inputs:
+        return {"required": {"images": ("IMAGE",), "instances": ("STRING", {})}}
+
+    def execute(self, images: torch.Tensor, instances: str) -> tuple[Any]:
+        return (ExecutionBlocker(None) if names_this_instance(instances) else images,)
 
 
 class TestWarn:
@@ -195,6 +211,7 @@ class TestInstance:
 
 CONTROL_NODES = (
     TestGate,
+    TestBlock,
     TestWarn,
     TestFail,
     TestMark,
