@@ -90,6 +90,7 @@ __all__ = [
     "MAX_PEERS",
     "MESSAGE_PAYLOAD_LIMIT",
     "MIN_PACKET_SIZE",
+    "PROBE_SIZES",
     "SACK_HEADER_SIZE",
     "SACK_MAX_WORDS",
     "TAG_SIZE",

@@ -57,6 +57,7 @@ MAX_PACKET_SIZE = engine.MAX_PACKET_SIZE
 MAX_PEERS = engine.MAX_PEERS
 MESSAGE_PAYLOAD_LIMIT = engine.MESSAGE_PAYLOAD_LIMIT
 MIN_PACKET_SIZE = engine.MIN_PACKET_SIZE
+PROBE_SIZES = engine.PROBE_SIZES
 ENGINE_NAME = "compiled" if IS_COMPILED else "pure Python"
 
 PacketEngine = engine.PacketEngine

@@ -8,6 +8,7 @@ cdef enum:
 cdef uint32_t[C_PROBE_SIZE_COUNT] C_PROBE_SIZES = [
     1372, 1392, 1422, 1452, 1472, 3852, 8848, 8952, 8972
 ]
+PROBE_SIZES = tuple([C_PROBE_SIZES[number] for number in range(C_PROBE_SIZE_COUNT)])
 cdef double C_RAISE_INTERVAL = 600.0
 cdef double C_PROBE_TIMEOUT_FLOOR = 0.1
 

@@ -17,7 +17,7 @@ from .engine import (
     PacketEngine,
 )
 from .levels import find_levels, restore_values, undo_up_filter
-from .mtu import PathMtu
+from .mtu import PROBE_SIZES, PathMtu
 from .packet import (
     CHUNK_HEADER_SIZE,
     HEADER_SIZE,
@@ -67,6 +67,7 @@ __all__ = [
     "MAX_PEERS",
     "MESSAGE_PAYLOAD_LIMIT",
     "MIN_PACKET_SIZE",
+    "PROBE_SIZES",
     "SACK_HEADER_SIZE",
     "SACK_MAX_WORDS",
     "TAG_SIZE",

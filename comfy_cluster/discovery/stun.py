@@ -192,14 +192,13 @@ class StunDiscovery:
 
     def _list(self, server: _Server, now: float) -> float:
         until_heartbeat = max(0.0, server.heartbeat_at - now)
-        is_complete = self._is_complete()
         began = time.monotonic()
-        wait = 0.0 if is_complete else min(LARGEST_WAIT, until_heartbeat)
+        wait = 0.0 if self._is_complete() else min(LARGEST_WAIT, until_heartbeat)
         listing = server.registry.instances(server.revision, wait=wait)
         if listing is not None:
             server.revision = listing.revision
             self._take(server, listing.instances)
-        if is_complete:
+        if self._is_complete():  # by now: peers come and go while the server is asked
             return min(until_heartbeat, self._spread(COMPLETE_INTERVAL))
         # A server that tells revisions holds the next question until there is news; if it does.
         was_held = time.monotonic() - began > FORMING_INTERVAL

@@ -15,14 +15,12 @@ from comfy_cluster.discovery.base import address_text
 from comfy_cluster.doctor.findings import Finding, Layer, failure, ok, warning
 from comfy_cluster.doctor.firewalls import rule_here, rules_there
 from comfy_cluster.doctor.participation import Seen
-from comfy_cluster.fastpath import MIN_PACKET_SIZE
+from comfy_cluster.fastpath import MIN_PACKET_SIZE, PROBE_SIZES
 from comfy_cluster.transport.peer_info import Address
 from comfy_cluster.transport.reachability import Reachability
 
 IPV4_HEADERS = 28  # bytes of IPv4 and UDP headers: RFC 791, RFC 768
 IPV6_HEADERS = 48  # bytes, RFC 8200
-# Bytes of UDP payload: steps of the engine's probing of paths that common links allow.
-COMMON_SIZES = (1372, 1392, 1422, 1452, 1472, 3852, 8848, 8952, 8972)
 # Seconds of a connection after which the probing of the path is over: three probes, each waiting
 # for an answer for as long as the first guess of an RTT lasts, and one size that passed.
 PROBING_TIME = 3.5
@@ -138,7 +136,7 @@ def expected_size(address: Address | None, mtu: int | None) -> int:
     if address is None or mtu is None:
         return MIN_PACKET_SIZE
     room = mtu - _header_size(address)
-    return max((size for size in COMMON_SIZES if size <= room), default=MIN_PACKET_SIZE)
+    return max((size for size in PROBE_SIZES if size <= room), default=MIN_PACKET_SIZE)
 
 
 def _header_size(address: Address | None) -> int:
