@@ -49,16 +49,16 @@ def build_cluster(config: ClusterConfig) -> Cluster:
     )
 
 
-def build_discovery(config: ClusterConfig) -> Discovery:
-    """How this instance finds the others."""
+def build_discovery(config: ClusterConfig, *, is_observer: bool = False) -> Discovery:
+    """How this instance finds the others. `is_observer`: it only looks, as no member."""
     if config.registration_mode is RegistrationMode.BROADCAST:
         from comfy_cluster.discovery.broadcast import BroadcastDiscovery
 
-        return BroadcastDiscovery(config)
+        return BroadcastDiscovery(config, is_observer=is_observer)
     if config.registration_mode is RegistrationMode.STUN:
         from comfy_cluster.discovery.stun import StunDiscovery
 
-        return StunDiscovery(config)
+        return StunDiscovery(config, is_observer=is_observer)
     from comfy_cluster.discovery import StaticDiscovery
     from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
 

@@ -19,6 +19,7 @@ ROUNDING_TEXT = (
     " pixels are not exact"
 )
 
+OBSERVED_TEXT = "only `comfy-cluster doctor` runs there now"
 
 STATUS_PATH = "/cluster/status"
 """Where a ComfyUI tells its `ClusterInfo` as JSON."""
@@ -65,7 +66,7 @@ class PeerSummary:
             packet_size=peer.packet_size,
             software_version=peer.software_version,
             is_suspect=peer.is_connected and peer.silent_for > patience,
-            trouble=trouble,
+            trouble=OBSERVED_TEXT if peer.is_observer else trouble,
         )
 
     @property

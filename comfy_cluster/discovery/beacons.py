@@ -12,6 +12,10 @@ cluster, and one datagram is no proof of anything. Ages are compared by one of t
 with the smaller boot id: measured on both sides, with a datagram's delay in between, they could
 come to different ends. It says who stops in its own beacons. A rival counts from its second beacon
 on, in which its age has grown: a recording of an earlier life is none.
+
+An observer (`comfy-cluster doctor`) announces itself like the instance that it looks for, and takes
+nobody's place: it stops when it hears that instance, which says nothing of it, and an address that
+an observer told gives way to the instance's own.
 """
 
 from __future__ import annotations
@@ -47,6 +51,8 @@ class Identity:
     """IP literal that the others are to use; empty: where its beacons come from."""
     key: str | None = field(default=None, repr=False)
     software_version: str = ""
+    is_observer: bool = False
+    """It only looks, and is no member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class Beacons:
         self._connected: set[int] = set()
         self._heard: set[int] = set()
         self._reported: dict[int, tuple[Address, float]] = {}  # and when
+        self._observed: set[int] = set()  # of these, those that an observer told
         self._stops = 0  # boot id of a younger instance with this one's index
         self._rivals: dict[int, int] = {}  # age, by boot id, of others with this one's index
         self._answered_at = now - RIVAL_DELAY
@@ -116,6 +123,7 @@ class Beacons:
             age=self._age(now),
             software_version=own.software_version,
             stops=self._stops,
+            is_observer=own.is_observer,
         ).pack(own.key)
 
     def set_hostname(self, hostname: str) -> None:
@@ -124,11 +132,12 @@ class Beacons:
 
     def on_connected(self, peer: int) -> None:
         self._connected.add(peer)
+        self._observed.discard(peer)
 
     def on_lost(self, peer: int, now: float) -> None:
         """It may come back under another address, and this one may be what moved."""
         self._connected.discard(peer)
-        self._reported.pop(peer, None)
+        self._forget(peer)
         self.announce_soon(now)
 
     def announce_soon(self, now: float) -> None:
@@ -158,7 +167,23 @@ class Beacons:
         self._troubles.pop(beacon.instance_index, None)
         if beacon.instance_index == own.instance_index:
             return self._conflict_with(beacon, address, now)
+        if beacon.is_observer:
+            return self._on_observer(beacon.instance_index, address, now)
+        if beacon.instance_index in self._observed:
+            self._forget(beacon.instance_index)
         return self.on_heard(beacon.instance_index, address, now)
+
+    def _on_observer(self, peer: int, address: Address, now: float) -> Found | None:
+        if peer in self._reported and peer not in self._observed:
+            return None
+        found = self.on_heard(peer, address, now)
+        if found is not None:
+            self._observed.add(peer)
+        return found
+
+    def _forget(self, peer: int) -> None:
+        self._reported.pop(peer, None)
+        self._observed.discard(peer)
 
     def on_heard(self, peer: int, address: Address, now: float) -> Found | None:
         """`peer` says that it is there: by a beacon, or by a HELLO to the direct port.
@@ -176,7 +201,7 @@ class Beacons:
         self._heard.add(peer)
         # Whoever was reported there before has it no more, and is reported again when it is heard.
         for other in [each for each, (where, _) in self._reported.items() if where == address]:
-            del self._reported[other]
+            self._forget(other)
         self._reported[peer] = (address, now)
         self.announce_soon(now)
         return Found(peer, address)
@@ -208,17 +233,21 @@ class Beacons:
 
     def _conflict_with(self, beacon: Beacon, address: Address, now: float) -> Conflict | None:
         own = self._identity
+        if beacon.is_observer and not own.is_observer:
+            self._answer_soon(now)
+            return None
+        gives_way = own.is_observer and not beacon.is_observer
         known = self._rivals.get(beacon.boot_id)
         if known is None and len(self._rivals) >= LARGEST_TROUBLES:
             return None
         self._rivals[beacon.boot_id] = max(beacon.age, known or 0)
-        is_older = beacon.age > self._age(now)
+        is_older = gives_way or beacon.age > self._age(now)
         if known is None or beacon.age <= known:
             self._answer_soon(now)
             return None
         is_judge = own.boot_id < beacon.boot_id
         stops = beacon.stops == own.boot_id or (is_judge and is_older)
-        if stops and not self._connected:
+        if gives_way or (stops and not self._connected):
             return Conflict(address, is_older=True, seconds=beacon.age / 1000)
         if is_judge and not is_older:
             self._stops = beacon.boot_id

@@ -44,10 +44,11 @@ class BroadcastDiscovery:
         config: ClusterConfig,
         *,
         read_interfaces: Callable[[], Sequence[Interface]] = broadcast_interfaces,
+        is_observer: bool = False,
     ) -> None:
         self._config = config
         self._read_interfaces = read_interfaces
-        self._beacons = Beacons(_identity_of(config), time.monotonic())
+        self._beacons = Beacons(_identity_of(config, is_observer), time.monotonic())
         self._interfaces: list[Interface] = []
         self._refreshed_at = 0.0
         self._lock = threading.Lock()  # guards the beacons
@@ -246,7 +247,7 @@ class BroadcastDiscovery:
             )
 
 
-def _identity_of(config: ClusterConfig) -> Identity:
+def _identity_of(config: ClusterConfig, is_observer: bool) -> Identity:
     return Identity(
         cluster_id=config.cluster_id,
         instance_index=config.instance_index,
@@ -255,6 +256,7 @@ def _identity_of(config: ClusterConfig) -> Identity:
         port=config.direct_listen_port,
         key=config.key,
         software_version=identity.software_version(),
+        is_observer=is_observer,
     )
 
 

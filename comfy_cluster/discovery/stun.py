@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
+from comfy_cluster.discovery.interfaces import own_addresses
 from comfy_cluster.discovery.own_address import own_hostname
 from comfy_cluster.discovery.registry import (
     LARGEST_WAIT,
@@ -54,13 +55,16 @@ class _Server:
     trouble: str = ""
     """Why this instance is not registered there; empty: it is."""
     listed: dict[int, Listed] = field(default_factory=dict)
+    is_borrowed: bool = False
+    """The registration is the instance's own, which an observer in its place leaves alone."""
     was_taken_in: bool = False
     """It has registered this instance before."""
     has_left: bool = False
 
 
 class StunDiscovery:
-    """Thread-safe."""
+    """Thread-safe. An observer registers only where its index is not registered, so that it changes
+    and removes nothing of the instance that it looks for."""
 
     def __init__(
         self,
@@ -68,8 +72,10 @@ class StunDiscovery:
         *,
         make_registry: Callable[[str], Registry] | None = None,
         rng: random.Random | None = None,
+        is_observer: bool = False,
     ) -> None:
         self._config = config
+        self._is_observer = is_observer
         self._make_registry = make_registry or self._registry_at
         self._rng = rng or random.Random()
         self._resolve: Resolver = resolve_ipv6 if ":" in config.listen_address else resolve_ipv4
@@ -142,7 +148,7 @@ class StunDiscovery:
     def _leave(self, server: _Server) -> None:
         with self._changed:
             has_left, server.has_left = server.has_left, True
-        if has_left:
+        if has_left or server.is_borrowed:
             return
         registry = self._make_registry(server.registry.url)
         registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
@@ -176,19 +182,36 @@ class StunDiscovery:
         """Does what is due; returns for how long to wait after that."""
         now = time.monotonic()
         registration = self._registration(server)
-        if server.registered_as != registration:
-            self._take(server, server.registry.register(registration))
+        if server.registered_as != registration and not server.is_borrowed:
+            server.is_borrowed = self._is_observer and self._is_listed(server, registration)
+            if not server.is_borrowed:
+                self._take(server, server.registry.register(registration))
             self._on_registered(server, registration, now)
         try:
             if now >= server.heartbeat_at:
-                server.registry.heartbeat(self._config.instance_index)
+                if not server.is_borrowed:
+                    server.registry.heartbeat(self._config.instance_index)
                 server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
             return self._list(server, now)
         except (NotRegistered, RegistrationRefused):
             # It may say so of a cluster that it has never heard of, too: registering tells.
             logger.info("= %s has forgotten this instance: registering again", server.registry.url)
             server.registered_as = None
+            server.is_borrowed = False
             return self._spread(FORMING_INTERVAL)
+
+    def _is_listed(self, server: _Server, registration: Registration) -> bool:
+        """Whether the server has one for this instance, here. It need not know the cluster yet."""
+        try:
+            listing = server.registry.instances()
+        except (NotRegistered, RegistrationRefused):
+            return False
+        index, port = registration.instance_index, registration.port
+        hostnames = {registration.hostname, *own_addresses()}
+        return listing is not None and any(
+            (each.instance_index, each.port) == (index, port) and each.hostname in hostnames
+            for each in listing.instances
+        )
 
     def _list(self, server: _Server, now: float) -> float:
         until_heartbeat = max(0.0, server.heartbeat_at - now)

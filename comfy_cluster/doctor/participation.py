@@ -1,6 +1,7 @@
 """Takes part in the cluster as this instance, for some seconds, and tells what it saw.
 
-The others see this instance come and go. It offers and accepts no work, and no payload travels.
+It only looks: the others answer it and count it as no member, so they wait for nothing from it and
+give it no work. Where the instance itself runs, that one is undisturbed.
 """
 
 from __future__ import annotations
@@ -38,12 +39,17 @@ class Seen:
     trouble: str = ""
     """What keeps its address from being found."""
     connected_for: float = 0.0
-    """Seconds of the present connection."""
+    """Seconds of the present connection; with other doctors, of the first one."""
+
+    @property
+    def is_reached(self) -> bool:
+        """UDP passes both ways: to the instance, or to another doctor in its place."""
+        return self.info.is_connected or self.info.is_observer
 
     @property
     def needs_probe(self) -> bool:
         """It is not there, and no better reason is known than what a packet would tell."""
-        is_explained = self.info.is_connected or self.refusal or self.trouble
+        is_explained = self.is_reached or self.refusal or self.trouble
         return self.info.address is not None and not is_explained
 
 
@@ -52,8 +58,10 @@ class Participation:
 
     def __init__(self, config: ClusterConfig) -> None:
         # What is asked is whether UDP passes, also between instances of one machine.
-        self._transport = Transport(dataclasses.replace(config, shared_memory=SharedMemory.OFF))
-        self._discovery: Discovery = build_discovery(config)
+        self._transport = Transport(
+            dataclasses.replace(config, shared_memory=SharedMemory.OFF), is_observer=True
+        )
+        self._discovery: Discovery = build_discovery(config, is_observer=True)
         self._lock = threading.Lock()  # guards what the listeners note
         self._connected_at: dict[int, float] = {}
         self._refusals: dict[int, str] = {}
@@ -99,6 +107,9 @@ class Participation:
         troubles: Mapping[int, str] = self._discovery.troubles()
         now = time.monotonic()
         with self._lock:
+            for info in infos:
+                if info.is_observer:  # of which no event tells
+                    self._connected_at.setdefault(info.index, now)
             return [
                 Seen(
                     info,

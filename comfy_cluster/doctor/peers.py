@@ -39,13 +39,18 @@ class Path:
 def is_settled(seen: Seen, path: Path) -> bool:
     """Nothing better will be seen of this peer."""
     size = seen.info.packet_size
-    return seen.info.is_connected and size >= expected_size(seen.info.address, path.mtu)
+    return seen.is_reached and size >= expected_size(seen.info.address, path.mtu)
 
 
 def check_peer(seen: Seen, path: Path, *, config: ClusterConfig, seconds: float) -> list[Finding]:
     """`seconds`: for how long this instance listened."""
-    if seen.info.is_connected:
-        return [_connected(seen), *_check_mtu(seen, path), *_check_version(seen)]
+    if seen.is_reached:
+        return [
+            _reached(seen),
+            *_check_observer(seen),
+            *_check_mtu(seen, path),
+            *_check_version(seen),
+        ]
     return [_why_not_connected(seen, path, config, seconds)]
 
 
@@ -75,10 +80,10 @@ def _subject(seen: Seen) -> str:
     return f"instance {seen.info.index}"
 
 
-# Connected.
+# Reached.
 
 
-def _connected(seen: Seen) -> Finding:
+def _reached(seen: Seen) -> Finding:
     info = seen.info
     rtt = "" if info.rtt is None else f", RTT {info.rtt * 1000:.2f} ms"
     mtu = info.packet_size + _header_size(info.address)
@@ -89,6 +94,13 @@ def _connected(seen: Seen) -> Finding:
         f"{_where(seen)}: UDP passes both ways{rtt}, packets of {info.packet_size:,} bytes towards "
         f"it (MTU {at_least}{mtu:,})",
     )
+
+
+def _check_observer(seen: Seen) -> list[Finding]:
+    if not seen.info.is_observer:
+        return []
+    text = "another `comfy-cluster doctor` answers there, and the instance itself does not run"
+    return [warning(Layer.PROCESS, _subject(seen), text, advice=["start ComfyUI there"])]
 
 
 def _check_mtu(seen: Seen, path: Path) -> list[Finding]:

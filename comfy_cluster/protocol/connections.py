@@ -1,6 +1,10 @@
 """The members of the cluster: saying HELLO to them, connecting, and losing them.
 
 Owns the `Peer`s. What becomes of messages and buffers is not known here: the listener is told.
+
+An observer (`comfy-cluster doctor`) stands at the place of the member that it looks for: it is
+connected to, so that both sides see what the path carries, but neither listener nor events tell of
+it, what waits for the member goes on waiting, and it gives way to the member at once.
 """
 
 from __future__ import annotations
@@ -87,6 +91,7 @@ class Connections:
             if owner.is_connected:
                 self._claim(owner, index, address)
                 return
+            self._dismiss(owner, "its address is that of a member", now)
             self._take_address(owner, index)
         peer = self.peers.get(index)
         if peer is None:
@@ -94,6 +99,7 @@ class Connections:
         elif peer.address == address:
             return
         else:
+            self._dismiss(peer, "the member is elsewhere", now)
             self._forget_address(peer)
             peer.address = address
         self._by_address[address] = peer
@@ -106,6 +112,7 @@ class Connections:
         peer = self.peers.get(index)
         if peer is None:
             return
+        self._dismiss(peer, "removed from the cluster", now)
         self.lose(peer, "removed from the cluster", now)
         self._timers.cancel(TimerKind.HELLO, index)
         self._forget_address(peer)
@@ -211,6 +218,9 @@ class Connections:
         if announce.cluster_id != ours.cluster_id or index == ours.instance_index:
             return
         refusal = refusal_of(announce, index, ours)
+        known = self.peers.get(index)
+        if announce.is_observer and known is not None and known.handshake.is_heard:
+            return  # somebody is there, and an observer takes nobody's place
         if not refusal:
             self._emit(events.StrangerHeard(index, address))
             return
@@ -221,7 +231,7 @@ class Connections:
 
     def on_hello_timer(self, index: int, now: float) -> None:
         peer = self.peers.get(index)
-        if peer is None or (peer.is_connected and peer.is_confirmed):
+        if peer is None or (peer.connection is not None and peer.is_confirmed):
             return
         self._send_hello(peer, peer.handshake.hello())
         self._say_hello_soon(peer, now)
@@ -269,7 +279,7 @@ class Connections:
         if peer.address is None:
             return
         delay = peer.hello_delay * self._rng.uniform(0.8, 1.2)
-        if peer.hello_delay == FIRST_HELLO_DELAY and not peer.is_connected:
+        if peer.hello_delay == FIRST_HELLO_DELAY and peer.connection is None:
             delay *= self._rng.random()  # the very first one soon, yet not all instances at once
         self._timers.set(TimerKind.HELLO, peer.index, now + delay)
 
@@ -287,9 +297,10 @@ class Connections:
     # Connections
 
     def _connect(self, peer: Peer, connection: Connection, now: float) -> None:
-        if peer.connection is not None:
-            reason = _why_replaced(peer.connection, connection)
-            self._end(peer, reason, now)
+        if peer.is_observer:
+            self._disconnect(peer, "another one connects")
+        elif peer.connection is not None:
+            self._end(peer, _why_replaced(peer.connection, connection), now)
         peer.connection = connection
         peer.connected_at = now
         peer.is_confirmed = False
@@ -310,17 +321,32 @@ class Connections:
         )
         self._stats.connections_made += 1
         logger.debug("= %d connected, boot id %016x", peer.index, connection.boot_id)
-        codecs = connection.announce.codecs
-        self._emit(events.PeerConnected(peer.index, connection.boot_id, peer.address, codecs))
+        if peer.is_connected:
+            codecs = connection.announce.codecs
+            self._emit(events.PeerConnected(peer.index, connection.boot_id, peer.address, codecs))
         self._liveness.add(peer.index, now)
         self._say_hello_soon(peer, now)
-        self._listener.on_connected(peer, now)
+        if peer.is_connected:
+            self._listener.on_connected(peer, now)
 
     def lose(self, peer: Peer, reason: str, now: float) -> None:
         """End the connection, if there is one; HELLOs begin anew."""
+        if peer.is_observer:
+            self._dismiss(peer, reason, now)
+            return
         if peer.is_connected:
             peer.handshake.on_lost()
         self._end(peer, reason, now)
+        self._begin_anew(peer, now)
+
+    def _dismiss(self, peer: Peer, reason: str, now: float) -> None:
+        """End the connection of an observer, if that is who is there: nobody else is affected."""
+        if peer.is_observer:
+            peer.handshake.on_lost()
+            self._disconnect(peer, reason)
+            self._begin_anew(peer, now)
+
+    def _begin_anew(self, peer: Peer, now: float) -> None:
         peer.hello_delay = FIRST_HELLO_DELAY
         self._say_hello_soon(peer, now)
         if peer.address is not None and peer.address in self._claims:
@@ -344,21 +370,27 @@ class Connections:
         self._liveness.on_timer(now)
 
     def _on_silent(self, index: int, silence: float, now: float) -> None:
-        logger.warning("Instance timeout: instance %d was silent for %.1f s", index, silence)
-        self.lose(self.peers[index], f"silent for {silence:.1f} s", now)
+        peer = self.peers[index]
+        if peer.is_connected:
+            logger.warning("Instance timeout: instance %d was silent for %.1f s", index, silence)
+        self.lose(peer, f"silent for {silence:.1f} s", now)
 
     def _end(self, peer: Peer, reason: str, now: float) -> None:
         """Everything of the present connection fails. Without one, what waits for one does."""
         error = PeerLost(f"instance {peer.index} was lost: {reason}", peer=peer.index)
-        if peer.is_connected:
-            peer.connection = None
-            self._engine.disconnect_peer(peer.index)
-            self._liveness.remove(peer.index)
-            self._stats.connections_lost += 1
+        if peer.connection is not None:
+            self._disconnect(peer, reason)
             logger.info("= %d lost: %s", peer.index, reason)
             self._emit(events.PeerLost(peer.index, reason))
         peer.outbox.on_lost(error, now)
         self._listener.on_lost(peer, error, now)
+
+    def _disconnect(self, peer: Peer, reason: str) -> None:
+        peer.connection = None
+        self._engine.disconnect_peer(peer.index)
+        self._liveness.remove(peer.index)
+        self._stats.connections_lost += 1
+        logger.debug("= %d disconnected: %s", peer.index, reason)
 
 
 def _show_address(address: Address) -> str:

@@ -71,9 +71,12 @@ class Courier:
         self._engine.send_message(message.target_instance, packed)
 
     def send_control_once(self, peer: int, message_type: MessageType, payload: bytes = b"") -> None:
-        """Send a message between the cores without ACK."""
+        """Send a message between the cores without ACK, to an observer too."""
         message = self.new_message(peer, message_type, payload, require_ack=False)
-        self.send_once(message, message.pack())
+        if self._peers[peer].is_observer:
+            self._engine.send_message(peer, message.pack())
+        else:
+            self.send_once(message, message.pack())
 
     def post_control(
         self, peer: int, message_type: MessageType, payload: bytes, now: float

@@ -45,6 +45,8 @@ logger = logging.getLogger("comfy_cluster.protocol")
 
 # A large message in a buffer is its payload and the other fields of ClusterMessage.
 LARGEST_MESSAGE_BUFFER = LARGEST_MESSAGE_PAYLOAD + 64
+# All that one who only looks may say.
+_OF_OBSERVERS = (MessageType.HEARTBEAT, MessageType.GOODBYE)
 
 
 class Dispatch:
@@ -93,7 +95,7 @@ class Dispatch:
             kind = event[0]
             if kind == EVENT_MESSAGE:
                 peer = self._connections.peers.get(event[1])
-                if peer is not None and peer.is_connected:
+                if peer is not None and peer.connection is not None:
                     heard[peer.index] = peer
                     self._on_message(peer, event[2], now)
             elif kind == EVENT_HELLO:
@@ -127,6 +129,8 @@ class Dispatch:
         self._connections.on_message(peer)
         try:
             message = Message.parse(packed)
+            if peer.is_observer and message.message_type not in _OF_OBSERVERS:
+                raise RemoteProtocolError(f"{message.message_type.name} of an observer")
             if self._is_new(peer, message):
                 self._receive(peer, message, now)
         except RemoteProtocolError as error:

@@ -30,6 +30,10 @@ class Connection:
     def boot_id(self) -> int:
         return self.announce.boot_id
 
+    @property
+    def is_observer(self) -> bool:
+        return self.announce.is_observer
+
     def is_shown_by(self, announce: Announce) -> bool:
         """Whether a HELLO says that the peer has this connection too."""
         ids = (announce.session_id, announce.echo_session_id)
@@ -137,6 +141,7 @@ class Handshake:
             software_version=ours.software_version,
             engine=ours.engine_name,
             codecs=ours.codecs,
+            is_observer=ours.is_observer,
         )
 
 

@@ -25,6 +25,7 @@ class Peer:
     outbox: Outbox
     inbox: Inbox = field(default_factory=Inbox)
     connection: Connection | None = None
+    """Of a member, or of an observer in its place: see `is_connected`."""
     is_confirmed: bool = False
     """The peer showed that it has the present connection too."""
     connected_at: float = 0.0
@@ -36,7 +37,13 @@ class Peer:
 
     @property
     def is_connected(self) -> bool:
-        return self.connection is not None
+        """As a member: what waits for it can go."""
+        return self.connection is not None and not self.connection.is_observer
+
+    @property
+    def is_observer(self) -> bool:
+        """Only somebody who looks is there: reached, and given nothing but heartbeats."""
+        return self.connection is not None and self.connection.is_observer
 
     def info(self) -> PeerInfo:
         connection = self.connection
@@ -53,7 +60,7 @@ class Peer:
         return PeerInfo(
             self.index,
             self.address,
-            True,
+            self.is_connected,
             boot_id=announce.boot_id,
             role=announce.role.name,
             software_version=announce.software_version,
@@ -63,4 +70,5 @@ class Peer:
             message_rtt=rtt.smoothed if rtt.has_sample else 0.0,
             messages_waiting=len(self.outbox),
             is_heard=True,
+            is_observer=self.is_observer,
         )

@@ -37,6 +37,8 @@ class ProtocolSettings:
     software_version: str = ""
     codecs: tuple[str, ...] = ()
     """What the layers above can decode; peers are told."""
+    is_observer: bool = False
+    """It only looks: peers answer it, and count it as no member. They are told."""
     packet_size: int = MIN_PACKET_SIZE
     """First packet size to a peer on another machine; larger ones are probed."""
     largest_probe: int = LARGEST_PROBE
@@ -58,7 +60,13 @@ class ProtocolSettings:
 
     @classmethod
     def from_config(
-        cls, config: cluster_config.ClusterConfig, *, boot_id: int, engine_name: str, version: str
+        cls,
+        config: cluster_config.ClusterConfig,
+        *,
+        boot_id: int,
+        engine_name: str,
+        version: str,
+        is_observer: bool = False,
     ) -> ProtocolSettings:
         return cls(
             instance_index=config.instance_index,
@@ -73,6 +81,7 @@ class ProtocolSettings:
             memory_budget=config.memory_budget,
             engine_name=engine_name,
             software_version=version,
+            is_observer=is_observer,
         )
 
     @property

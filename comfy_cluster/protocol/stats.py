@@ -74,3 +74,5 @@ class PeerInfo:
     """Messages to this peer without an ACK so far."""
     is_heard: bool = False
     """Its HELLOs arrive here. Without a connection: ours do not arrive there."""
+    is_observer: bool = False
+    """It only looks: reached both ways, and not connected as a member would be."""

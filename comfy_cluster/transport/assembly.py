@@ -66,9 +66,10 @@ def assemble(
     make_engine: Callable[..., Any],
     engine_name: str,
     on_failure: Callable[[BaseException], object],
+    is_observer: bool = False,
 ) -> Parts:
     """Opens the socket and makes everything around it. ConfigError: the port cannot be bound."""
-    settings = _protocol_settings(config, engine_name)
+    settings = _protocol_settings(config, engine_name, is_observer=is_observer)
     sock = sockets.open_udp_socket(config.listen_address, config.direct_listen_port)
     sizes = sockets.grow_buffers(sock)
     _log_socket(sock, sizes, engine_name)
@@ -151,12 +152,15 @@ def _open_shared_memory(
     return None
 
 
-def _protocol_settings(config: ClusterConfig, engine_name: str) -> ProtocolSettings:
+def _protocol_settings(
+    config: ClusterConfig, engine_name: str, *, is_observer: bool
+) -> ProtocolSettings:
     settings = ProtocolSettings.from_config(
         config,
         boot_id=identity.new_boot_id(),
         engine_name=engine_name,
         version=identity.software_version(),
+        is_observer=is_observer,
     )
     return dataclasses.replace(
         settings,
@@ -206,7 +210,7 @@ def _send_farewell(parts: Parts) -> None:
 def peer_info(parts: Parts, index: int) -> PeerInfo:
     """A snapshot of one member. On the control thread only, or after it has ended."""
     core = parts.endpoint.peer_info(index)
-    if not core.is_connected:
+    if not core.is_connected and not core.is_observer:
         return PeerInfo(index, core.address, is_heard=core.is_heard)
     flow = parts.engine.peer_stats(index)
     shared = parts.shared_memory
@@ -214,7 +218,7 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
     return PeerInfo(
         index,
         core.address,
-        True,
+        core.is_connected,
         boot_id=core.boot_id,
         role=core.role,
         software_version=core.software_version,
@@ -225,5 +229,6 @@ def peer_info(parts: Parts, index: int) -> PeerInfo:
         shared_bytes_sent=0 if shared is None else shared.bytes_sent(index),
         shared_bytes_received=0 if shared is None else shared.bytes_received(index),
         is_heard=True,
+        is_observer=core.is_observer,
         **{name: flow[name] for name in names},
     )

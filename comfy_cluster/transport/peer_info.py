@@ -39,3 +39,5 @@ class PeerInfo:
     bytes_retransmitted: int = 0
     is_heard: bool = False
     """Its HELLOs arrive here. Without a connection: ours do not arrive there."""
+    is_observer: bool = False
+    """Only `comfy-cluster doctor` is there: reached both ways, and no member of the cluster."""

@@ -55,11 +55,14 @@ class Transport:
         *,
         make_engine: Callable[..., Any] = fastpath.PacketEngine,
         engine_name: str = fastpath.ENGINE_NAME,
+        is_observer: bool = False,
     ) -> None:
-        """`make_engine` takes the keywords of `PacketEngine`."""
+        """`make_engine` takes the keywords of `PacketEngine`. `is_observer`: it only looks, and the
+        others count it as no member."""
         self._config = config
         self._make_engine = make_engine
         self._engine_name = engine_name
+        self._is_observer = is_observer
         self._lock = threading.Lock()  # guards start and close against each other
         self._parts: Parts | None = None
         self._pid = os.getpid()
@@ -83,6 +86,7 @@ class Transport:
                 make_engine=self._make_engine,
                 engine_name=self._engine_name,
                 on_failure=self._on_failure,
+                is_observer=self._is_observer,
             )
             self._parts.engine_threads.start()
             self._parts.control.start()

@@ -72,6 +72,8 @@ class Announce:
     engine: str = ""
     codecs: tuple[str, ...] = ()
     """What the sender can decode, and that it takes tensors in parts; none: the sender is older."""
+    is_observer: bool = False
+    """The sender only looks: it is no member of the cluster, and gets no work."""
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class Announce:
             software_version=self.software_version,
             engine=self.engine,
             codecs=self.codecs,
+            is_observer=self.is_observer,
         ).SerializeToString()
 
     @classmethod
@@ -121,4 +124,5 @@ class Announce:
                 software_version=message.software_version,
                 engine=message.engine,
                 codecs=tuple(message.codecs),
+                is_observer=message.is_observer,
             )

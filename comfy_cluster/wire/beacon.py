@@ -41,6 +41,8 @@ class Beacon:
     software_version: str = ""
     stops: int = 0
     """Boot id of the instance that has the sender's index too, and is to stop; 0: there is none."""
+    is_observer: bool = False
+    """The sender only looks: it is no member of the cluster."""
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class Beacon:
             age=self.age,
             software_version=self.software_version,
             stops=self.stops,
+            is_observer=self.is_observer,
         ).SerializeToString()
         return BEACON_MAGIC + _tag(payload, key) + payload
 
@@ -84,6 +87,7 @@ class Beacon:
                 age=message.age,
                 software_version=message.software_version,
                 stops=message.stops,
+                is_observer=message.is_observer,
             )
 
 

@@ -14,43 +14,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!comfy_cluster/wire/messages.proto\x12\x12\x63omfy_cluster.wire\"\xb3\x01\n\x0e\x43lusterMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x35\n\x0cmessage_type\x18\x02 \x01(\x0e\x32\x1f.comfy_cluster.wire.MessageType\x12\x17\n\x0fsender_instance\x18\x03 \x01(\r\x12\x17\n\x0ftarget_instance\x18\x04 \x01(\r\x12\x13\n\x0brequire_ack\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"\xbb\x02\n\x08\x41nnounce\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0einstance_index\x18\x03 \x01(\r\x12\x16\n\x0einstance_count\x18\x04 \x01(\r\x12.\n\x04role\x18\x05 \x01(\x0e\x32 .comfy_cluster.wire.InstanceRole\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\x06\x12\x12\n\nsession_id\x18\x07 \x01(\x07\x12\x17\n\x0f\x65\x63ho_session_id\x18\x08 \x01(\x07\x12\x14\n\x0cis_connected\x18\t \x01(\x08\x12\x13\n\x0bpacket_size\x18\n \x01(\r\x12\x18\n\x10software_version\x18\x0b \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0c \x01(\t\x12\x0e\n\x06\x63odecs\x18\r \x03(\t\"\xcd\x01\n\x06\x42\x65\x61\x63on\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0einstance_index\x18\x03 \x01(\r\x12\x16\n\x0einstance_count\x18\x04 \x01(\r\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\x06\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x10\n\x08hostname\x18\x07 \x01(\t\x12\x0b\n\x03\x61ge\x18\x08 \x01(\x04\x12\x18\n\x10software_version\x18\t \x01(\t\x12\r\n\x05stops\x18\n \x01(\x06\"\x1a\n\x03\x41\x63k\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x04\"\x0b\n\tHeartbeat\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"t\n\x0bTransferKey\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nlist_index\x18\x03 \x01(\r\x12\x12\n\noccurrence\x18\x04 \x01(\r\x12\x0e\n\x06source\x18\x05 \x01(\r\x12\x0c\n\x04part\x18\x06 \x01(\r\"=\n\x05Route\x12\x12\n\npayload_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x10\n\x08relay_to\x18\x03 \x03(\r\"\x89\x02\n\x12\x42ufferAnnouncement\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nchunk_size\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12,\n\x03key\x18\x05 \x01(\x0b\x32\x1f.comfy_cluster.wire.TransferKey\x12\x1b\n\x0einline_payload\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x15\n\rshared_memory\x18\x14 \x01(\x08\x12(\n\x05route\x18\x18 \x01(\x0b\x32\x19.comfy_cluster.wire.RouteB\x11\n\x0f_inline_payload\"!\n\x0c\x42ufferAccept\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\"\x1f\n\nBufferDone\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\"o\n\x0c\x42ufferFailed\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12-\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1f.comfy_cluster.wire.FailureCode\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05route\x18\x18 \x01(\r\"_\n\x0c\x42ufferCancel\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12,\n\x03key\x18\x18 \x01(\x0b\x32\x1f.comfy_cluster.wire.TransferKey*\xdf\x03\n\x0bMessageType\x12\x1c\n\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41NNOUNCE\x10\x01\x12\x07\n\x03\x41\x43K\x10\x02\x12\r\n\tHEARTBEAT\x10\x03\x12\x0b\n\x07GOODBYE\x10\x04\x12\x11\n\rBUFFER_ACCEPT\x10\x05\x12\x0f\n\x0b\x42UFFER_DONE\x10\x06\x12\x11\n\rBUFFER_FAILED\x10\x07\x12\x11\n\rBUFFER_CANCEL\x10\x08\x12\x12\n\x0eMESSAGE_BUFFER\x10\t\x12\x1f\n\x1b\x44ISTRIBUTE_BUFFER_BROADCAST\x10\x10\x12\x1c\n\x18\x44ISTRIBUTE_BUFFER_FANOUT\x10\x11\x12\x1b\n\x17\x44ISTRIBUTE_BUFFER_FANIN\x10\x12\x12\x1c\n\x18\x44ISTRIBUTE_BUFFER_GATHER\x10\x13\x12\x15\n\x11\x44ISTRIBUTE_PROMPT\x10 \x12\x14\n\x10\x45XECUTE_WORKFLOW\x10!\x12\x14\n\x10\x45XECUTION_RESULT\x10\"\x12\x13\n\x0f\x45XECUTION_ERROR\x10#\x12\x16\n\x12\x45XECUTION_PROGRESS\x10$\x12\x14\n\x10\x45XECUTION_CANCEL\x10%\x12\x0f\n\x0b\x46REE_MEMORY\x10&\x12\x10\n\x0cRELOAD_NODES\x10\'*G\n\x0cInstanceRole\x12\x1d\n\x19INSTANCE_ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06LEADER\x10\x01\x12\x0c\n\x08\x46OLLOWER\x10\x02*\x8c\x01\n\x0b\x46\x61ilureCode\x12\x1c\n\x18\x46\x41ILURE_CODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43ORRUPT\x10\x01\x12\x0c\n\x08TOO_MANY\x10\x02\x12\r\n\tNO_MEMORY\x10\x03\x12\x0f\n\x0bNOT_RELAYED\x10\x04\x12\x0e\n\nROUTE_LOST\x10\x05\x12\x14\n\x10NO_SHARED_MEMORY\x10\x14\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!comfy_cluster/wire/messages.proto\x12\x12\x63omfy_cluster.wire\"\xb3\x01\n\x0e\x43lusterMessage\x12\x12\n\nmessage_id\x18\x01 \x01(\x04\x12\x35\n\x0cmessage_type\x18\x02 \x01(\x0e\x32\x1f.comfy_cluster.wire.MessageType\x12\x17\n\x0fsender_instance\x18\x03 \x01(\r\x12\x17\n\x0ftarget_instance\x18\x04 \x01(\r\x12\x13\n\x0brequire_ack\x18\x05 \x01(\x08\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"\xd0\x02\n\x08\x41nnounce\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0einstance_index\x18\x03 \x01(\r\x12\x16\n\x0einstance_count\x18\x04 \x01(\r\x12.\n\x04role\x18\x05 \x01(\x0e\x32 .comfy_cluster.wire.InstanceRole\x12\x0f\n\x07\x62oot_id\x18\x06 \x01(\x06\x12\x12\n\nsession_id\x18\x07 \x01(\x07\x12\x17\n\x0f\x65\x63ho_session_id\x18\x08 \x01(\x07\x12\x14\n\x0cis_connected\x18\t \x01(\x08\x12\x13\n\x0bpacket_size\x18\n \x01(\r\x12\x18\n\x10software_version\x18\x0b \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0c \x01(\t\x12\x0e\n\x06\x63odecs\x18\r \x03(\t\x12\x13\n\x0bis_observer\x18\x0e \x01(\x08\"\xe2\x01\n\x06\x42\x65\x61\x63on\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x16\n\x0einstance_index\x18\x03 \x01(\r\x12\x16\n\x0einstance_count\x18\x04 \x01(\r\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\x06\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x10\n\x08hostname\x18\x07 \x01(\t\x12\x0b\n\x03\x61ge\x18\x08 \x01(\x04\x12\x18\n\x10software_version\x18\t \x01(\t\x12\r\n\x05stops\x18\n \x01(\x06\x12\x13\n\x0bis_observer\x18\x0b \x01(\x08\"\x1a\n\x03\x41\x63k\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x04\"\x0b\n\tHeartbeat\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"t\n\x0bTransferKey\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nlist_index\x18\x03 \x01(\r\x12\x12\n\noccurrence\x18\x04 \x01(\r\x12\x0e\n\x06source\x18\x05 \x01(\r\x12\x0c\n\x04part\x18\x06 \x01(\r\"=\n\x05Route\x12\x12\n\npayload_id\x18\x01 \x01(\x06\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x10\n\x08relay_to\x18\x03 \x03(\r\"\x89\x02\n\x12\x42ufferAnnouncement\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nchunk_size\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12,\n\x03key\x18\x05 \x01(\x0b\x32\x1f.comfy_cluster.wire.TransferKey\x12\x1b\n\x0einline_payload\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x15\n\rshared_memory\x18\x14 \x01(\x08\x12(\n\x05route\x18\x18 \x01(\x0b\x32\x19.comfy_cluster.wire.RouteB\x11\n\x0f_inline_payload\"!\n\x0c\x42ufferAccept\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\"\x1f\n\nBufferDone\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\"o\n\x0c\x42ufferFailed\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12-\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x1f.comfy_cluster.wire.FailureCode\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05route\x18\x18 \x01(\r\"_\n\x0c\x42ufferCancel\x12\x11\n\tbuffer_id\x18\x01 \x01(\x06\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12,\n\x03key\x18\x18 \x01(\x0b\x32\x1f.comfy_cluster.wire.TransferKey*\xdf\x03\n\x0bMessageType\x12\x1c\n\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41NNOUNCE\x10\x01\x12\x07\n\x03\x41\x43K\x10\x02\x12\r\n\tHEARTBEAT\x10\x03\x12\x0b\n\x07GOODBYE\x10\x04\x12\x11\n\rBUFFER_ACCEPT\x10\x05\x12\x0f\n\x0b\x42UFFER_DONE\x10\x06\x12\x11\n\rBUFFER_FAILED\x10\x07\x12\x11\n\rBUFFER_CANCEL\x10\x08\x12\x12\n\x0eMESSAGE_BUFFER\x10\t\x12\x1f\n\x1b\x44ISTRIBUTE_BUFFER_BROADCAST\x10\x10\x12\x1c\n\x18\x44ISTRIBUTE_BUFFER_FANOUT\x10\x11\x12\x1b\n\x17\x44ISTRIBUTE_BUFFER_FANIN\x10\x12\x12\x1c\n\x18\x44ISTRIBUTE_BUFFER_GATHER\x10\x13\x12\x15\n\x11\x44ISTRIBUTE_PROMPT\x10 \x12\x14\n\x10\x45XECUTE_WORKFLOW\x10!\x12\x14\n\x10\x45XECUTION_RESULT\x10\"\x12\x13\n\x0f\x45XECUTION_ERROR\x10#\x12\x16\n\x12\x45XECUTION_PROGRESS\x10$\x12\x14\n\x10\x45XECUTION_CANCEL\x10%\x12\x0f\n\x0b\x46REE_MEMORY\x10&\x12\x10\n\x0cRELOAD_NODES\x10\'*G\n\x0cInstanceRole\x12\x1d\n\x19INSTANCE_ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06LEADER\x10\x01\x12\x0c\n\x08\x46OLLOWER\x10\x02*\x8c\x01\n\x0b\x46\x61ilureCode\x12\x1c\n\x18\x46\x41ILURE_CODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43ORRUPT\x10\x01\x12\x0c\n\x08TOO_MANY\x10\x02\x12\r\n\tNO_MEMORY\x10\x03\x12\x0f\n\x0bNOT_RELAYED\x10\x04\x12\x0e\n\nROUTE_LOST\x10\x05\x12\x14\n\x10NO_SHARED_MEMORY\x10\x14\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'comfy_cluster.wire.messages_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_MESSAGETYPE']._serialized_start=1561
-  _globals['_MESSAGETYPE']._serialized_end=2040
-  _globals['_INSTANCEROLE']._serialized_start=2042
-  _globals['_INSTANCEROLE']._serialized_end=2113
-  _globals['_FAILURECODE']._serialized_start=2116
-  _globals['_FAILURECODE']._serialized_end=2256
+  _globals['_MESSAGETYPE']._serialized_start=1603
+  _globals['_MESSAGETYPE']._serialized_end=2082
+  _globals['_INSTANCEROLE']._serialized_start=2084
+  _globals['_INSTANCEROLE']._serialized_end=2155
+  _globals['_FAILURECODE']._serialized_start=2158
+  _globals['_FAILURECODE']._serialized_end=2298
   _globals['_CLUSTERMESSAGE']._serialized_start=58
   _globals['_CLUSTERMESSAGE']._serialized_end=237
   _globals['_ANNOUNCE']._serialized_start=240
-  _globals['_ANNOUNCE']._serialized_end=555
-  _globals['_BEACON']._serialized_start=558
-  _globals['_BEACON']._serialized_end=763
-  _globals['_ACK']._serialized_start=765
-  _globals['_ACK']._serialized_end=791
-  _globals['_HEARTBEAT']._serialized_start=793
-  _globals['_HEARTBEAT']._serialized_end=804
-  _globals['_GOODBYE']._serialized_start=806
-  _globals['_GOODBYE']._serialized_end=831
-  _globals['_TRANSFERKEY']._serialized_start=833
-  _globals['_TRANSFERKEY']._serialized_end=949
-  _globals['_ROUTE']._serialized_start=951
-  _globals['_ROUTE']._serialized_end=1012
-  _globals['_BUFFERANNOUNCEMENT']._serialized_start=1015
-  _globals['_BUFFERANNOUNCEMENT']._serialized_end=1280
-  _globals['_BUFFERACCEPT']._serialized_start=1282
-  _globals['_BUFFERACCEPT']._serialized_end=1315
-  _globals['_BUFFERDONE']._serialized_start=1317
-  _globals['_BUFFERDONE']._serialized_end=1348
-  _globals['_BUFFERFAILED']._serialized_start=1350
-  _globals['_BUFFERFAILED']._serialized_end=1461
-  _globals['_BUFFERCANCEL']._serialized_start=1463
-  _globals['_BUFFERCANCEL']._serialized_end=1558
+  _globals['_ANNOUNCE']._serialized_end=576
+  _globals['_BEACON']._serialized_start=579
+  _globals['_BEACON']._serialized_end=805
+  _globals['_ACK']._serialized_start=807
+  _globals['_ACK']._serialized_end=833
+  _globals['_HEARTBEAT']._serialized_start=835
+  _globals['_HEARTBEAT']._serialized_end=846
+  _globals['_GOODBYE']._serialized_start=848
+  _globals['_GOODBYE']._serialized_end=873
+  _globals['_TRANSFERKEY']._serialized_start=875
+  _globals['_TRANSFERKEY']._serialized_end=991
+  _globals['_ROUTE']._serialized_start=993
+  _globals['_ROUTE']._serialized_end=1054
+  _globals['_BUFFERANNOUNCEMENT']._serialized_start=1057
+  _globals['_BUFFERANNOUNCEMENT']._serialized_end=1322
+  _globals['_BUFFERACCEPT']._serialized_start=1324
+  _globals['_BUFFERACCEPT']._serialized_end=1357
+  _globals['_BUFFERDONE']._serialized_start=1359
+  _globals['_BUFFERDONE']._serialized_end=1390
+  _globals['_BUFFERFAILED']._serialized_start=1392
+  _globals['_BUFFERFAILED']._serialized_end=1503
+  _globals['_BUFFERCANCEL']._serialized_start=1505
+  _globals['_BUFFERCANCEL']._serialized_end=1600
 # @@protoc_insertion_point(module_scope)

@@ -96,7 +96,7 @@ class ClusterMessage(_message.Message):
     def __init__(self, message_id: _Optional[int] = ..., message_type: _Optional[_Union[MessageType, str]] = ..., sender_instance: _Optional[int] = ..., target_instance: _Optional[int] = ..., require_ack: bool = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class Announce(_message.Message):
-    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "role", "boot_id", "session_id", "echo_session_id", "is_connected", "packet_size", "software_version", "engine", "codecs")
+    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "role", "boot_id", "session_id", "echo_session_id", "is_connected", "packet_size", "software_version", "engine", "codecs", "is_observer")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,7 @@ class Announce(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
+    IS_OBSERVER_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     cluster_id: str
     instance_index: int
@@ -123,10 +124,11 @@ class Announce(_message.Message):
     software_version: str
     engine: str
     codecs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., role: _Optional[_Union[InstanceRole, str]] = ..., boot_id: _Optional[int] = ..., session_id: _Optional[int] = ..., echo_session_id: _Optional[int] = ..., is_connected: bool = ..., packet_size: _Optional[int] = ..., software_version: _Optional[str] = ..., engine: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
+    is_observer: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., role: _Optional[_Union[InstanceRole, str]] = ..., boot_id: _Optional[int] = ..., session_id: _Optional[int] = ..., echo_session_id: _Optional[int] = ..., is_connected: bool = ..., packet_size: _Optional[int] = ..., software_version: _Optional[str] = ..., engine: _Optional[str] = ..., codecs: _Optional[_Iterable[str]] = ..., is_observer: bool = ...) -> None: ...
 
 class Beacon(_message.Message):
-    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "boot_id", "port", "hostname", "age", "software_version", "stops")
+    __slots__ = ("protocol_version", "cluster_id", "instance_index", "instance_count", "boot_id", "port", "hostname", "age", "software_version", "stops", "is_observer")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +139,7 @@ class Beacon(_message.Message):
     AGE_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     STOPS_FIELD_NUMBER: _ClassVar[int]
+    IS_OBSERVER_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     cluster_id: str
     instance_index: int
@@ -147,7 +150,8 @@ class Beacon(_message.Message):
     age: int
     software_version: str
     stops: int
-    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., boot_id: _Optional[int] = ..., port: _Optional[int] = ..., hostname: _Optional[str] = ..., age: _Optional[int] = ..., software_version: _Optional[str] = ..., stops: _Optional[int] = ...) -> None: ...
+    is_observer: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., instance_index: _Optional[int] = ..., instance_count: _Optional[int] = ..., boot_id: _Optional[int] = ..., port: _Optional[int] = ..., hostname: _Optional[str] = ..., age: _Optional[int] = ..., software_version: _Optional[str] = ..., stops: _Optional[int] = ..., is_observer: bool = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("message_ids",)

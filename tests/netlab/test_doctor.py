@@ -112,11 +112,18 @@ def test_all_well(lab: Lab, mode: str) -> None:
     assert len(told) == 2
 
 
-def test_others_see_it_leave(lab: Lab) -> None:
-    # By its GOODBYE; or by its silence, where a busy machine has kept it from saying that.
-    member, _ = start_others(lab, **static(lab), INSTANCE_TIMEOUT="15")
-    examine(lab.hosts[0], 3, seconds=LONG, **static(lab))
-    member.wait_for("lost", peer=0)
+@pytest.mark.parametrize("mode", ["static", "broadcast"])
+def test_others_take_it_for_no_member(lab: Lab, mode: str) -> None:
+    settings = static(lab) if mode == "static" else {"REGISTRATION_MODE": "broadcast"}
+    members = start_others(lab, **settings)
+    _, report = examine(lab.hosts[0], 3, seconds=LONG, **settings)
+    assert report["connected_count"] == 3
+    instance = Member(lab.hosts[0], 0, 3, **settings)  # the one it looked for
+    for member in members:
+        member.wait_for_peers(0, 3 - member.index)
+        told = [(each["event"], each.get("peer")) for each in member.events]
+        assert sorted(told[1:]) == [("connected", 0), ("connected", 3 - member.index)]
+    instance.wait_for_peers(1, 2)
 
 
 def test_instance_that_does_not_run(lab: Lab) -> None:
@@ -241,12 +248,17 @@ def test_wrong_key_in_broadcast_mode(lab: Lab) -> None:
 
 
 def test_index_that_another_instance_has(lab: Lab) -> None:
-    Member(lab.hosts[1], 0, 3, REGISTRATION_MODE="broadcast").wait_for("started")
+    leader = Member(lab.hosts[1], 0, 3)
+    follower = Member(lab.hosts[2], 1, 3)
+    leader.wait_for_peers(1)
+    follower.wait_for_peers(0)
     code, report = examine(lab.hosts[0], 3, seconds=LONG, REGISTRATION_MODE="broadcast")
     assert code == 1
     wrong = wrong_in(report)
     assert set(wrong) == {("this instance", "discovery")}
     assert "INSTANCE_INDEX=0 belongs to" in wrong["this instance", "discovery"]["text"]
+    for member in (leader, follower):
+        assert [each["event"] for each in member.events] == ["started", "connected"]
 
 
 def test_port_taken_by_the_instance_itself(lab: Lab) -> None:

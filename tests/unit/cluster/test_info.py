@@ -9,6 +9,7 @@ import pytest
 from comfy_cluster.cluster.info import ClusterInfo, PeerSummary
 from comfy_cluster.cluster.state import InstanceState
 from comfy_cluster.config import ImagePrecision, RegistrationMode, Role
+from comfy_cluster.transport.peer_info import PeerInfo
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ def test_sizes_are_readable(size: int, text: str) -> None:
 def test_what_is_not_known_is_said() -> None:
     peer = PeerSummary(1, Role.FOLLOWER, "address unknown", False, None, 0, 0, 0)
     assert peer.text().startswith("Instance 1 (FOLLOWER): address unknown, not connected, RTT -,")
+
+
+def test_a_doctor_in_place_of_an_instance_is_said_and_not_connected() -> None:
+    info = PeerInfo(1, ("10.0.0.1", 9998), is_heard=True, is_observer=True, rtt=0.001)
+    peer = PeerSummary.of(info, trouble="nothing was heard of it", patience=1.0)
+    assert "not connected (only `comfy-cluster doctor` runs there now)" in peer.text()
 
 
 INFO = ClusterInfo(

@@ -262,3 +262,50 @@ def test_a_neighbour_with_another_key_is_told_once(caplog: pytest.LogCaptureFixt
 def test_a_beacon_is_small() -> None:
     long = identity(0, cluster_id="c" * 128, hostname="2001:db8::1", software_version="v" * 64)
     assert len(Beacons(long, 0.0).next_beacon(1e6)) <= LARGEST_BEACON // 2
+
+
+def test_an_observer_is_found_and_finds_like_anybody() -> None:
+    lan = Lan()
+    for index in range(3):
+        lan.start(f"10.0.0.{index + 1}", identity(index, is_observer=index == 2))
+    lan.run_until(0.2)
+    assert len(lan.found) == 6
+
+
+@pytest.mark.parametrize("boot_ids", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("has_peers", [False, True])
+def test_an_observer_stops_when_the_instance_is_there_which_says_nothing(
+    boot_ids: tuple[int, int], is_first: bool, has_peers: bool
+) -> None:
+    lan = Lan()
+    names = ["10.0.0.6", "10.0.0.5"] if is_first else ["10.0.0.5", "10.0.0.6"]
+    for name in names:
+        is_observer = name == "10.0.0.6"
+        own = identity(2, boot_id=boot_ids[is_observer], is_observer=is_observer)
+        started = lan.start(name, own)
+        if has_peers:
+            started.on_connected(0)
+        lan.run_until(lan.now + 30.0)
+    assert {name for name, _ in lan.conflicts} == {"10.0.0.6"}
+    assert all(conflict.is_older for _, conflict in lan.conflicts)
+    assert lan.hosts["10.0.0.5"]._stops == 0
+
+
+def test_a_recorded_beacon_stops_no_observer() -> None:
+    recorded = Beacons(identity(2, boot_id=7), 0.0).next_beacon(500.0)
+    beacons = Beacons(identity(2, boot_id=5, is_observer=True), 0.0)
+    meanings = [beacons.on_datagram(recorded, ("10.0.0.9", 9997), 0.1 * n) for n in range(50)]
+    assert meanings == [None] * 50
+
+
+def test_an_observer_takes_no_address_and_gives_its_own_up_at_once() -> None:
+    beacons = Beacons(identity(0), 0.0)
+    looking = identity(1, boot_id=9, is_observer=True)
+    assert heard(beacons, looking, at="10.0.0.7", now=1.0) == Found(1, ("10.0.0.7", PORT))
+    assert heard(beacons, looking, at="10.0.0.8", now=2.5) == Found(1, ("10.0.0.8", PORT))
+    assert heard(beacons, identity(1), at="10.0.0.2", now=2.6) == Found(1, ("10.0.0.2", PORT))
+    assert heard(beacons, looking, at="10.0.0.8", now=9.0) is None
+    assert heard(beacons, identity(1), at="10.0.0.3", now=9.1) == Found(1, ("10.0.0.3", PORT))
+    beacons.on_connected(1)
+    assert heard(beacons, looking, at="10.0.0.8", now=20.0) is None

@@ -23,7 +23,14 @@ WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good o
 class Looking:
     """A discovery and what it reports."""
 
-    def __init__(self, *urls: str, index: int = 1, count: int = 3, key: str = "k" * 32) -> None:
+    def __init__(
+        self,
+        *urls: str,
+        index: int = 1,
+        count: int = 3,
+        key: str = "k" * 32,
+        is_observer: bool = False,
+    ) -> None:
         config = ClusterConfig(
             instance_count=count,
             instance_index=index,
@@ -36,7 +43,7 @@ class Looking:
         )
         self.members: queue.Queue[tuple[int, Address]] = queue.Queue()
         self.failures: queue.Queue[DiscoveryError] = queue.Queue()
-        self.discovery = StunDiscovery(config)
+        self.discovery = StunDiscovery(config, is_observer=is_observer)
 
     def start(self) -> None:
         self.discovery.start(
@@ -238,3 +245,31 @@ def test_nothing_that_a_server_answers_ends_the_search(
     server.put(0)
     with looking(server.url) as one:
         assert one.next_member()[0] == 0
+
+
+def test_an_observer_uses_the_instance_s_registration_and_leaves_it_there(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stun, "HEARTBEAT_INTERVAL", 0.02)
+    server.put(0)
+    with looking(server.url):
+        server.wait_for("POST /heartbeat/c/1")
+        registered = dict(server.instances["c", "1"])
+        observer = Looking(server.url, is_observer=True)
+        asked = len(server.asked)
+        observer.start()
+        assert observer.next_member() == (0, ("10.0.0.9", 9998))
+        observer.discovery.on_peer_connected(0)
+        observer.discovery.close()
+        assert server.instances["c", "1"] == registered
+        assert not [each for each in server.asked[asked:] if each.startswith(("POST /r", "DEL"))]
+
+
+def test_an_observer_registers_where_nobody_is_and_leaves(server: Rendezvous) -> None:
+    server.put(0)
+    observer = Looking(server.url, is_observer=True)
+    observer.start()
+    assert observer.next_member() == (0, ("10.0.0.9", 9998))
+    assert server.instances["c", "1"]["port"] == 9001
+    observer.discovery.close()
+    server.wait_for("DELETE /instance/c/1")

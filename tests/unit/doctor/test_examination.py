@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 from collections.abc import Iterator
 
-from comfy_cluster.config import ClusterConfig
+from comfy_cluster.config import ClusterConfig, SharedMemory
 from comfy_cluster.doctor.examination import examine
 from comfy_cluster.doctor.findings import Finding, Layer, Report, State
 from comfy_cluster.doctor.participation import Participation
+from comfy_cluster.protocol.events import PeerConnected, PeerLost, StrangerHeard
+from comfy_cluster.runtime import build_discovery
 from comfy_cluster.transport.sockets import open_udp_socket
+from comfy_cluster.transport.transport import Transport
 from tests.unit.discovery.rendezvous import Rendezvous
 
 KEY = "k" * 32
@@ -39,9 +43,33 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def instance(environ: dict[str, str]) -> Iterator[None]:
-    with Participation(ClusterConfig.from_env(environ)):
-        yield
+def instance(environ: dict[str, str]) -> Iterator[Transport]:
+    """A member of the cluster, without the layers above."""
+    config = ClusterConfig.from_env(environ)
+    transport = Transport(dataclasses.replace(config, shared_memory=SharedMemory.OFF))
+    discovery = build_discovery(config)
+
+    def on_event(event: object) -> None:
+        if isinstance(event, StrangerHeard):
+            discovery.on_heard(event.peer, event.address)
+
+    transport.add_peer_listener(on_event)
+    transport.start()
+    try:
+        discovery.start(transport.add_member, lambda _: None)
+        yield transport
+    finally:
+        discovery.close()
+        transport.close()
+
+
+def listening(transport: Transport) -> list[object]:
+    """What a member is told of its peers coming and going."""
+    events: list[object] = []
+    transport.add_peer_listener(
+        lambda event: events.append(event) if isinstance(event, PeerConnected | PeerLost) else None
+    )
+    return events
 
 
 def of_layer(report: Report, layer: Layer) -> list[Finding]:
@@ -62,16 +90,31 @@ def test_a_cluster_of_one_is_well() -> None:
     assert "cluster of one" in report.findings[0].text
 
 
-def test_all_well_ends_early_and_others_see_it_come_and_go() -> None:
+def test_all_well_ends_early_and_others_take_it_for_no_member() -> None:
     ports = free_ports(2)
-    with instance(environment(0, ports)):
-        for _ in range(2):  # the second one is a restarted instance for the other
+    with instance(environment(0, ports)) as other:
+        events = listening(other)
+        for _ in range(2):  # the second one is a restarted doctor for the other
             notes: list[str] = []
             report = examine(environment(1, ports), seconds=LONG, note=notes.append)
             assert not report.has_failed, report.to_json()
             assert (report.connected_count, report.instance_count) == (2, 2)
             assert "UDP passes both ways" in of_layer(report, Layer.PEER)[0].text
             assert notes == ["Taking part as instance 1 for 20 s at most ..."]
+        assert other.stats()["connections_made"] == 2
+        assert events == []
+
+
+def test_two_doctors_reach_each_other_and_say_that_no_instance_is_there() -> None:
+    ports = free_ports(2)
+    with Participation(ClusterConfig.from_env(environment(0, ports))):
+        report = examine(environment(1, ports), seconds=LONG)
+    assert not report.has_failed, report.to_json()
+    assert report.connected_count == 1
+    assert "UDP passes both ways" in of_layer(report, Layer.PEER)[0].text
+    (finding,) = of_layer(report, Layer.PROCESS)
+    assert finding.state is State.WARNING and "another `comfy-cluster doctor`" in finding.text
+    assert not of_layer(report, Layer.MTU)
 
 
 def test_a_process_that_does_not_run_is_named() -> None:

@@ -52,6 +52,15 @@ def test_a_connected_peer_is_told_with_its_numbers() -> None:
     )
 
 
+def test_a_doctor_in_place_of_an_instance_is_no_instance() -> None:
+    info = dataclasses.replace(connected().info, is_connected=False, is_observer=True)
+    reached, observer = findings_of(Seen(info, connected_for=5.0))
+    assert (reached.layer, reached.state) == (Layer.PEER, State.OK)
+    assert (observer.layer, observer.state) == (Layer.PROCESS, State.WARNING)
+    assert "start ComfyUI there" in observer.advice
+    assert is_settled(Seen(info), Path(1500)) and not Seen(info).needs_probe
+
+
 def test_an_ipv4_peer_on_an_ipv6_socket_has_ipv4_headers() -> None:
     seen = connected()
     info = dataclasses.replace(seen.info, address=("::ffff:10.0.0.2", 9998))

@@ -1,7 +1,8 @@
 """Membership in simulated time: instances come, crash and restart, and the network fails, anyhow.
 
 What must hold: nobody who is dead is kept past the timeout; once the network is whole, everybody
-alive is connected to everybody alive, in the life that they have now.
+alive is connected to everybody alive, in the life that they have now. Some only look, in the place
+of an instance that is not there: they are reached like the others, and are nobody's member.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from comfy_cluster.protocol import PeerConnected
 from tests.unit.protocol.fake_engine import Sent, address_of
 from tests.unit.protocol.world import World
 
@@ -36,6 +38,7 @@ class Membership(RuleBasedStateMachine):
         self.groups = [0] * COUNT  # who is in one of those hears only them
         self.loss = 0.0
         self.died_at: dict[int, float] = {}
+        self.observers: set[int] = set()
 
     @initialize(seed=st.integers(0, 1 << 16), count=st.integers(1, COUNT))
     def begin(self, seed: int, count: int) -> None:
@@ -58,13 +61,22 @@ class Membership(RuleBasedStateMachine):
     def crash(self, index: int) -> None:
         if index in self.world.endpoints:
             self.world.kill(index)
-            self.died_at[index] = self.world.now
+            self.observers.discard(index)
+            self.died_at.setdefault(index, self.world.now)
 
     @rule(index=INSTANCES)
     def start(self, index: int) -> None:
         """Or restart: the old one is gone without a word."""
         self.world.boot(index)
+        self.observers.discard(index)
         self.died_at.pop(index, None)
+
+    @rule(index=INSTANCES)
+    def look(self, index: int) -> None:
+        """The instance ended without a word, if it was there, and somebody looks in its place."""
+        self.world.boot(index, is_observer=True)
+        self.observers.add(index)
+        self.died_at.setdefault(index, self.world.now)
 
     @rule(groups=st.lists(st.integers(0, 2), min_size=COUNT, max_size=COUNT))
     def divide(self, groups: list[int]) -> None:
@@ -91,6 +103,13 @@ class Membership(RuleBasedStateMachine):
                     self.world.endpoints[each].is_connected(index) for each in self.alive
                 )
 
+    @invariant()
+    def nobody_is_told_of_observers(self) -> None:
+        for index in self.observers:
+            for other in self.alive:
+                connected = self.world.seen(other, PeerConnected)
+                assert self.boot_of(index) not in {each.boot_id for each in connected}
+
     def teardown(self) -> None:
         self.groups, self.loss = [0] * COUNT, 0.0
         self.world.run_for(CONVERGENCE)
@@ -98,7 +117,9 @@ class Membership(RuleBasedStateMachine):
             for other in self.alive:
                 if one != other:
                     info = self.world.endpoints[one].peer_info(other)
-                    assert info.is_connected, (one, other)
+                    is_observer = other in self.observers
+                    assert info.is_connected is not is_observer, (one, other)
+                    assert info.is_observer is is_observer, (one, other)
                     assert info.boot_id == self.boot_of(other)
 
     def boot_of(self, index: int) -> int:
