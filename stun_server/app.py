@@ -1,30 +1,148 @@
-"""The application factory: Flask with the server's routes, and JSON for every error.
+"""The application factory: Flask with the server's routes, and one form of JSON for every error.
 
 Holds no state outside of the application it makes; reads no environment (`wsgi.py` does).
 """
 
 from __future__ import annotations
 
-from flask import Flask, Response, jsonify
-from werkzeug.exceptions import HTTPException
+import logging
+import re
+import secrets
+import time
+from http import HTTPStatus
+from typing import Any
 
-from stun_server.routes import blueprint
+import structlog
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from stun_server.logs import logger
+from stun_server.operations import SERVICE, json_answer
+from stun_server.problems import KeyRefused, Problem, TooManyFailures
+from stun_server.routes import operation, pages, registration, v1
+from stun_server.service import Service
 from stun_server.settings import RegistrySettings
+from stun_server.store import StoreUnavailable, open_store
 
 # The longest body that any route of the API can need, with room to spare.
 LARGEST_BODY = 64 * 1024
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Those that come often: logged at DEBUG when all is well.
+_OFTEN = ("/heartbeat", "/instances", "/health", "/livez", "/readyz", "/metrics", "/v1/clusters/")
 
 
-def create_app(settings: RegistrySettings | None = None) -> Flask:
-    """A fresh application; `settings` are the defaults when left out."""
-    app = Flask("stun_server", static_folder=None)
-    app.config["REGISTRY_SETTINGS"] = settings or RegistrySettings()
+def create_app(settings: RegistrySettings | None = None, service: Service | None = None) -> Flask:
+    """A fresh application; `settings` are the defaults when left out.
+
+    `service` is made of the settings when left out; whoever starts it closes it.
+    """
+    if service is None:
+        settings = settings or RegistrySettings()
+        service = Service(settings, open_store(settings.store))
+    app = Flask("stun_server", static_folder="static", static_url_path="/static")
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
-    app.register_blueprint(blueprint)
-    app.register_error_handler(HTTPException, _error_as_json)
+    app.extensions[SERVICE] = service
+    for module in (registration, v1, operation, pages):
+        app.register_blueprint(module.blueprint)
+    app.before_request(_begin)
+    app.after_request(_end)
+    app.register_error_handler(Problem, _problem)
+    app.register_error_handler(StoreUnavailable, _store_unavailable)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _bug)
+    proxies = service.settings.trusted_proxies
+    if proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=proxies, x_proto=proxies
+        )
     return app
 
 
-def _error_as_json(error: HTTPException) -> tuple[Response, int]:
-    body = {"status": "error", "error": error.description or error.name}
-    return jsonify(body), error.code or 500
+def _begin() -> None:
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    g.began_at = time.perf_counter()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _end(answer: Response) -> Response:
+    served: Service = _service()
+    seconds = time.perf_counter() - g.began_at
+    route = request.url_rule.rule if request.url_rule else "none"
+    served.metrics.requests.labels(route, request.method, answer.status_code).inc()
+    served.metrics.seconds.labels(route).observe(seconds)
+    answer.headers["X-Request-ID"] = g.request_id
+    is_routine = answer.status_code < 400 and request.path.startswith(_OFTEN)
+    level = logging.DEBUG if is_routine else logging.INFO
+    if logger.isEnabledFor(level):
+        logger.log(
+            level,
+            "request",
+            extra={
+                "method": request.method,
+                "path": request.path,
+                "status": answer.status_code,
+                "source": request.remote_addr,
+                "ms": round(seconds * 1000, 1),
+            },
+        )
+    structlog.contextvars.unbind_contextvars("request_id")
+    return answer
+
+
+def _service() -> Service:
+    from flask import current_app
+
+    found: Service = current_app.extensions[SERVICE]
+    return found
+
+
+def _refusal(
+    status: int, code: str, text: str, faults: list[dict[str, str]] | None = None
+) -> Response:
+    body: dict[str, Any] = {"status": "error", "code": code, "error": text}
+    if faults:
+        body["faults"] = faults
+    body["request_id"] = g.get("request_id", "")
+    return json_answer(body, status)
+
+
+def _problem(problem: Problem) -> Response:
+    if isinstance(problem, KeyRefused | TooManyFailures):
+        _service().metrics.refused_keys.inc()
+    faults = getattr(problem, "faults", None)
+    answer = _refusal(problem.status, problem.code, str(problem), faults)
+    if problem.retry_after is not None:
+        answer.headers["Retry-After"] = str(max(1, round(problem.retry_after)))
+    return answer
+
+
+def _store_unavailable(error: StoreUnavailable) -> Response:
+    logger.error("! %s", error)  # the path in it is the operator's business
+    answer = _refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "store_unavailable",
+        "The server cannot reach its store now: try again. The operator finds the reason in the "
+        "server's log",
+    )
+    answer.headers["Retry-After"] = "1"
+    return answer
+
+
+def _http_error(error: HTTPException) -> Response:
+    code = (error.name or "error").lower().replace(" ", "_")
+    answer = _refusal(error.code or 500, code, error.description or error.name)
+    for name, value in error.get_headers():
+        if name in ("Allow", "Location"):
+            answer.headers[name] = value
+    return answer
+
+
+def _bug(error: Exception) -> Response:
+    logger.exception("! a request failed")
+    return _refusal(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "The server failed at this request; its log says why, under this request_id",
+    )

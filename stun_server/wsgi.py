@@ -1,10 +1,19 @@
-"""What gunicorn loads: `gunicorn --bind 0.0.0.0:8089 stun_server.wsgi:app`."""
+"""What gunicorn loads: `gunicorn -c python:stun_server.gunicorn_conf stun_server.wsgi:app`."""
 
 from __future__ import annotations
 
 import os
 
 from stun_server.app import create_app
-from stun_server.settings import RegistrySettings
+from stun_server.service import Service
+from stun_server.settings import current_settings
+from stun_server.store import open_store
 
-app = create_app(RegistrySettings.from_env(os.environ))
+_settings = current_settings()
+app = create_app(
+    service=Service(
+        _settings,
+        open_store(_settings.store),
+        is_shared="PROMETHEUS_MULTIPROC_DIR" in os.environ,
+    )
+)

@@ -16,6 +16,7 @@ import click
 
 from comfy_cluster import __version__
 from comfy_cluster.errors import ClusterError
+from stun_server.commands import stun
 
 if TYPE_CHECKING:
     from comfy_cluster.cli.report import DemoReport
@@ -60,7 +61,12 @@ def cli() -> None:
         comfy-cluster status
     To find out why instances do not connect:
         comfy-cluster doctor
+    To run the server where instances find each other over the internet:
+        comfy-cluster stun serve
     """
+
+
+cli.add_command(stun)
 
 
 @cli.command()

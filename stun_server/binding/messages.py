@@ -132,7 +132,7 @@ class Message:
     reason: str = ""
     """Beside the error code, for people; any text that the sender likes."""
     rejected_attributes: tuple[int, ...] = ()
-    """UNKNOWN-ATTRIBUTES of an error response (section 14.9)."""
+    """UNKNOWN-ATTRIBUTES of an error response (section 14.13)."""
 
     @property
     def is_binding_request(self) -> bool:

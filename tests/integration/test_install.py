@@ -144,7 +144,7 @@ def test_metadata_comes_from_one_place(compiled: Environment) -> None:
 
 
 def test_installed_server_answers(compiled: Environment) -> None:
-    source = "import stun_server; c = stun_server.create_app().test_client(); "
+    source = "from stun_server.app import create_app; c = create_app().test_client(); "
     assert compiled.read(source + "print(c.get('/health').get_json()['status'])") == "healthy"
 
 

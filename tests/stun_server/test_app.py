@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from flask.testing import FlaskClient
 
-from stun_server import RegistrySettings, create_app
-from stun_server.app import LARGEST_BODY
+from stun_server.app import LARGEST_BODY, create_app
+from stun_server.operations import SERVICE
+from stun_server.settings import RegistrySettings
 
 
 @pytest.fixture
-def client() -> FlaskClient:
-    return create_app(RegistrySettings()).test_client()
+def client(tmp_path: Path) -> FlaskClient:
+    return create_app(RegistrySettings(store=f"sqlite:///{tmp_path}/registry.db")).test_client()
 
 
 def test_health_needs_no_key(client: FlaskClient) -> None:
@@ -36,8 +39,8 @@ def test_wrong_method_answers_json(client: FlaskClient) -> None:
 def test_each_application_keeps_its_own_settings() -> None:
     first = create_app(RegistrySettings(port=1))
     second = create_app(RegistrySettings(port=2))
-    assert first.config["REGISTRY_SETTINGS"].port == 1
-    assert second.config["REGISTRY_SETTINGS"].port == 2
+    assert first.extensions[SERVICE].settings.port == 1
+    assert second.extensions[SERVICE].settings.port == 2
 
 
 def test_wsgi_module_has_an_application() -> None:

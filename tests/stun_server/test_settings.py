@@ -9,7 +9,8 @@ from stun_server.settings import RegistrySettings, SettingsError
 
 def test_defaults() -> None:
     settings = RegistrySettings.from_env({})
-    assert settings == RegistrySettings("0.0.0.0", 8089, 30.0, 60.0)
+    assert (settings.host, settings.port, settings.udp_port) == ("0.0.0.0", 8089, 3478)
+    assert (settings.cleanup_interval, settings.instance_timeout) == (30.0, 60.0)
 
 
 def test_every_variable_is_read() -> None:
@@ -19,7 +20,9 @@ def test_every_variable_is_read() -> None:
         "STUN_CLEANUP_INTERVAL": "0.5",
         "STUN_INSTANCE_TIMEOUT": "2",
     }
-    assert RegistrySettings.from_env(environ) == RegistrySettings("127.0.0.1", 9000, 0.5, 2.0)
+    assert RegistrySettings.from_env(environ) == RegistrySettings(
+        host="127.0.0.1", port=9000, cleanup_interval=0.5, instance_timeout=2.0
+    )
 
 
 @pytest.mark.parametrize(

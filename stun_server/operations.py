@@ -1,0 +1,147 @@
+"""What a route takes and answers, said beside it: checked by the route, told by the document."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flask import Response, current_app, g, request
+from pydantic import BaseModel, ValidationError
+
+from stun_server.problems import InvalidRequest
+from stun_server.registry import Asker
+from stun_server.schemas import LARGEST_WAIT
+from stun_server.service import Service
+from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
+
+SERVICE = "stun_server"  # key of `app.extensions`
+KEY_HEADER = "X-Cluster-Key"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+RouteT = TypeVar("RouteT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One route, for the OpenAPI document."""
+
+    summary: str
+    answers: dict[int, type[BaseModel] | str]
+    """By status: a model, or the text of an answer without JSON."""
+    body: type[BaseModel] | None
+    is_body_optional: bool
+    needs_key: bool
+    query: dict[str, tuple[dict[str, Any], str]]
+    """By name: JSON Schema and description."""
+    refusals: tuple[int, ...]
+
+
+def operation(
+    summary: str,
+    *,
+    answers: dict[int, type[BaseModel] | str],
+    body: type[BaseModel] | None = None,
+    is_body_optional: bool = False,
+    needs_key: bool = True,
+    query: dict[str, tuple[dict[str, Any], str]] | None = None,
+    refusals: tuple[int, ...] = (),
+) -> Callable[[RouteT], RouteT]:
+    """Describes the route below it."""
+
+    def describe(route: RouteT) -> RouteT:
+        route.operation = Operation(  # type: ignore[attr-defined]
+            summary, answers, body, is_body_optional, needs_key, query or {}, refusals
+        )
+        return route
+
+    return describe
+
+
+def service() -> Service:
+    """That of the application which answers this request."""
+    found: Service = current_app.extensions[SERVICE]
+    return found
+
+
+def asker() -> Asker:
+    """Who sends this request."""
+    return Asker(request.remote_addr or "", request_id=g.request_id)
+
+
+def key() -> str:
+    """The cluster key of this request; empty without one."""
+    return request.headers.get(KEY_HEADER, "")
+
+
+def admit(cluster_id: str) -> Asker:
+    """Whoever sends this request, if the key opens the cluster. KeyRefused, TooManyFailures."""
+    return service().gate.admit(cluster_id, key(), asker())
+
+
+def json_answer(body: dict[str, Any], status: int = 200, etag: str = "") -> Response:
+    """`body` as compact JSON, its members in their order, and a line's end."""
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False) + "\n"
+    answer = Response(text, status, mimetype="application/json")
+    answer.headers["Cache-Control"] = "no-store"
+    if etag:
+        answer.headers["ETag"] = etag
+        answer.headers["Cache-Control"] = "no-cache"
+    return answer
+
+
+def json_body() -> Any:
+    """The request's JSON, whatever its content type says. InvalidRequest: it is none."""
+    try:
+        return json.loads(request.get_data(cache=True) or b"null")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not JSON: {error}") from None
+
+
+def read_body(model: type[ModelT], *, is_optional: bool = False) -> ModelT:
+    """The request's JSON as `model`. InvalidRequest: it does not fit; the text says where."""
+    body = json_body()
+    if body is None and is_optional:
+        body = {}
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        faults = [
+            {"where": ".".join(map(str, fault["loc"])) or "body", "what": fault["msg"]}
+            for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        told = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults[:3])
+        raise InvalidRequest(f"Invalid body: {told}", faults) from None
+
+
+def check_id(name: str, value: str) -> str:
+    """`value` of the path's `name`. InvalidRequest: it cannot be one."""
+    if not CLUSTER_ID.fullmatch(value):
+        raise InvalidRequest(
+            f"Invalid {name} in the path: expected {CLUSTER_ID_FORM}",
+            [{"where": name, "what": f"expected {CLUSTER_ID_FORM}"}],
+        )
+    return value
+
+
+def query_number(name: str, *, highest: float, default: float = 0.0) -> float:
+    """A number of 0 or more of the query; one above `highest` counts as that. InvalidRequest."""
+    text = request.args.get(name, "")
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        expected = "expected a number of 0 or more"
+        raise InvalidRequest(f"Invalid {name}: {expected}", [{"where": name, "what": expected}])
+    return min(number, highest)
+
+
+WAIT = (
+    {"type": "number", "minimum": 0, "default": 0},
+    f"Seconds to wait for a change, at most {LARGEST_WAIT:g}; an answer may come without one",
+)

@@ -1,0 +1,190 @@
+"""What the registry needs of a store, and the values that it keeps there.
+
+Times are seconds. `expires_at` and `now` are on the store's own clock, which all processes that
+share the store agree on and which no change of the wall clock moves where the system has such a
+one; `last_ping_at` and audit times are Unix time, and only shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(Exception):
+    """The store cannot be read or written now; the text says which, where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One instance's registration, for as long as it lasts."""
+
+    instance_id: str
+    boot_id: str
+    """Names one run of the instance: a lease belongs to it, and to no other run."""
+    address: str
+    port: int
+    role: str
+    generation: int
+    """Higher than that of every earlier lease of the cluster: the later run is told by it."""
+    registered_at: float
+    last_ping_at: float
+    expires_at: float
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    """Further addresses, as they were published."""
+    replaced: tuple[str, ...] = ()
+    """Boot ids that this lease took the index from, newest first; they do not come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A cluster's leases at one moment; expired ones are among them until they are removed."""
+
+    epoch: str
+    """Changes when the store was emptied or replaced, so that revisions start anew."""
+    revision: int
+    now: float
+    """The store's clock at that moment."""
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterKey:
+    """One of the keys that a cluster is opened with, by its hash."""
+
+    key_hash: str
+    created_at: float
+    expires_at: float | None = None
+    """Unix time; None: never."""
+    is_operators: bool = False
+    """Set by the operator, so that it is kept when nobody registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One line of the audit log."""
+
+    at: float
+    """Unix time."""
+    event: str
+    cluster_id: str
+    instance_id: str = ""
+    source: str = ""
+    """IP address that asked; empty: the server itself, or the operator."""
+    key_fingerprint: str = ""
+    request_id: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much the store holds."""
+
+    clusters: int
+    """Those that have a key in the store."""
+    leases: int
+
+
+class Renewal(Enum):
+    """What became of a heartbeat."""
+
+    RENEWED = "renewed"
+    MISSING = "missing"
+    """No lease, or an expired one."""
+    REPLACED = "replaced"
+    """The lease is another run's."""
+
+
+class ClusterView(Protocol):
+    """One cluster inside of one atomic step; what is done here is done as a whole or not at all.
+
+    The step may be run again when another process was faster: it must have no other effect.
+    """
+
+    now: float
+    revision: int
+
+    def leases(self) -> dict[str, Lease]:
+        """By instance id, expired ones included."""
+
+    def put(self, lease: Lease) -> None: ...
+
+    def delete(self, instance_id: str) -> None: ...
+
+    def bump(self) -> None:
+        """The next revision: everybody who waits for a change of this cluster is woken."""
+
+    def next_generation(self) -> int: ...
+
+    def record(self, event: AuditEvent) -> None:
+        """Appends to the audit log."""
+
+
+class Store(Protocol):
+    """Thread-safe, and safe to use after a fork. Everything raises StoreUnavailable."""
+
+    def now(self) -> float:
+        """The store's clock."""
+
+    def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
+        """Runs `step` atomically; what it returns."""
+
+    def renew(
+        self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
+    ) -> Renewal:
+        """A heartbeat: moves `expires_at` to `ttl` from now. `boot_id` None fits any lease."""
+
+    def listing(self, cluster_id: str) -> Listing:
+        """Revision 0 and nothing for a cluster that was never registered."""
+
+    def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
+        """The revision of each; cheap, for many."""
+
+    def clusters_with_expired(self) -> list[str]:
+        """Those that have leases to remove."""
+
+    def keys(self, cluster_id: str) -> tuple[ClusterKey, ...]:
+        """The newest first."""
+
+    def clusters_with_key(self, key_hash: str) -> list[str]: ...
+
+    def change_keys(
+        self,
+        cluster_id: str,
+        change: Callable[[tuple[ClusterKey, ...]], tuple[ClusterKey, ...]],
+        event: AuditEvent,
+    ) -> tuple[ClusterKey, ...]:
+        """Replaces a cluster's keys in one atomic, durable step; those that are valid after it.
+
+        The audit event is kept if the keys changed.
+        """
+
+    def forget_idle(self, *, before: float) -> list[str]:
+        """Removes clusters without operator's key and leases that were last changed before that
+        Unix time, with their keys; their ids."""
+
+    def count(self, bucket: str, *, window: float, wall: float) -> int:
+        """Adds one to `bucket` in the window of `window` seconds that `wall` lies in; the sum."""
+
+    def count_of(self, bucket: str, *, window: float, wall: float) -> int:
+        """The sum without adding."""
+
+    def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
+        """The newest first."""
+
+    def prune_audit(self, *, before: float) -> None:
+        """Drops events older than that Unix time."""
+
+    def resume(self, *, ttl: float, silence: float) -> int:
+        """Says that a server lives; gives each lease a fresh `ttl` if none has said so for
+        `silence` seconds, except those that had expired by then. Returns how many were renewed.
+        """
+
+    def totals(self) -> Totals: ...
+
+    def close(self) -> None:
+        """Closes this process's connections."""

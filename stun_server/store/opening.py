@@ -1,0 +1,25 @@
+"""Picks the store by the URL of `STUN_STORE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stun_server.settings import SettingsError
+from stun_server.store.base import Store
+from stun_server.store.sqlite import SqliteStore
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`, without a connection yet: those are made by use, after any fork.
+
+    SettingsError: the library for it is missing. StoreUnavailable comes with the first use.
+    """
+    if url.startswith("sqlite:///"):
+        return SqliteStore(Path(url.removeprefix("sqlite:///")))
+    try:
+        from stun_server.store.redis import RedisStore
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"STUN_STORE={url.split('@')[-1]!r} needs redis-py: pip install 'redis>=5'"
+        ) from error
+    return RedisStore(url)

@@ -1,0 +1,408 @@
+"""The store in Redis or Valkey 5 or newer, for servers on several machines.
+
+One primary, with or without replicas; not Redis Cluster. A step on a cluster is a transaction that
+is run again if another process changed the cluster in the meantime (WATCH); heartbeats are a script
+of their own and disturb none. Time is the primary's: all servers agree on it. Whatever Redis loses
+when it fails (its own setting, `appendonly`), instances register anew; only keys are gone then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import redis
+
+from stun_server.store.base import (
+    AuditEvent,
+    ClusterKey,
+    ClusterView,
+    Lease,
+    Listing,
+    Renewal,
+    StoreUnavailable,
+    T,
+    Totals,
+)
+
+PREFIX = "comfy-cluster-registry:1:"
+TIMEOUT = 3.0  # seconds of a connection, and of one command
+MOST_TRIES = 200  # of a step that others were faster than
+LONGEST_PAUSE = 0.02  # seconds before the next try
+AUDIT_PER_CLUSTER = 10_000  # events
+_LOCKS = 64
+
+# KEYS: leases, expiry, pings. ARGV: instance id, boot id or "", ttl, wall time.
+_RENEW = """
+local lease = redis.call('HGET', KEYS[1], ARGV[1])
+local expires_at = redis.call('ZSCORE', KEYS[2], ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+if not lease or not expires_at or tonumber(expires_at) <= now then return 0 end
+if ARGV[2] ~= '' and cjson.decode(lease).boot_id ~= ARGV[2] then return 1 end
+redis.call('ZADD', KEYS[2], string.format('%.6f', now + ARGV[3]), ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
+return 2
+"""
+# KEYS: expiry. ARGV: when the servers were last alive, what those get that lived then, now.
+_RESUME = """
+local renewed = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local expires_at = tonumber(redis.call('ZSCORE', KEYS[1], id))
+    if expires_at > tonumber(ARGV[1]) then
+        redis.call('ZADD', KEYS[1], ARGV[2], id)
+        renewed = renewed + 1
+    elseif expires_at > tonumber(ARGV[3]) then
+        redis.call('ZADD', KEYS[1], ARGV[3], id)
+    end
+end
+return renewed
+"""
+_OUTCOMES = (Renewal.MISSING, Renewal.REPLACED, Renewal.RENEWED)
+_KEPT_APART = ("last_ping_at", "expires_at")  # what heartbeats change
+
+
+class RedisStore:
+    """`url` as redis-py has it. Connects by its first use; thread-safe, fork-safe."""
+
+    def __init__(self, url: str, *, wall: Callable[[], float] = time.time) -> None:
+        self._where = url.rpartition("@")[2] if "@" in url else url.partition("//")[2]
+        self._wall = wall
+        self._client: Any = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            health_check_interval=30,
+        )
+        self._renew = self._client.register_script(_RENEW)
+        self._resume = self._client.register_script(_RESUME)
+        # Threads of one process do not race each other for a cluster.
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def now(self) -> float:
+        with self._errors():
+            return _seconds(self._client.time())
+
+    def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
+        with self._errors(), self._lock_of(cluster_id):
+            for _ in range(MOST_TRIES):
+                with self._client.pipeline() as pipe:
+                    try:
+                        pipe.watch(_key("cluster", cluster_id), _key("leases", cluster_id))
+                        view = _View(pipe, cluster_id, self._wall())
+                        result = step(view)
+                        pipe.multi()
+                        view.flush()
+                        pipe.execute()
+                        return result
+                    except redis.WatchError:
+                        time.sleep(random.uniform(0, LONGEST_PAUSE))  # not in step with the others
+        raise StoreUnavailable(
+            f"STUN_STORE, Redis at {self._where}: cluster {cluster_id!r} is changed by others all "
+            "the time"
+        )
+
+    def renew(
+        self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
+    ) -> Renewal:
+        with self._errors():
+            outcome = self._renew(
+                keys=[_key(name, cluster_id) for name in ("leases", "expiry", "pings")],
+                args=[instance_id, boot_id or "", ttl, wall],
+            )
+        return _OUTCOMES[outcome]
+
+    def listing(self, cluster_id: str) -> Listing:
+        with self._errors():
+            pipe = self._client.pipeline()
+            pipe.get(_key("epoch"))
+            pipe.time()
+            pipe.hget(_key("cluster", cluster_id), "revision")
+            _read_leases(pipe, cluster_id)
+            epoch, now, revision, *stored = pipe.execute()
+            epoch = epoch or self._new_epoch()
+        leases = tuple(_leases(*stored).values())
+        return Listing(epoch, int(revision or 0), _seconds(now), leases)
+
+    def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
+        with self._errors():
+            pipe = self._client.pipeline(transaction=False)
+            for cluster_id in cluster_ids:
+                pipe.hget(_key("cluster", cluster_id), "revision")
+            found = pipe.execute()
+        pairs = zip(cluster_ids, found, strict=True)
+        return {cluster_id: int(revision or 0) for cluster_id, revision in pairs}
+
+    def clusters_with_expired(self) -> list[str]:
+        with self._errors():
+            active = sorted(self._client.smembers(_key("active")))
+            now = _seconds(self._client.time())
+            pipe = self._client.pipeline(transaction=False)
+            for cluster_id in active:
+                pipe.zcount(_key("expiry", cluster_id), "-inf", now)
+            counts = pipe.execute()
+        return [cluster_id for cluster_id, count in zip(active, counts, strict=True) if count]
+
+    def keys(self, cluster_id: str) -> tuple[ClusterKey, ...]:
+        with self._errors():
+            return _cluster_keys(self._client.hvals(_key("keys", cluster_id)))
+
+    def clusters_with_key(self, key_hash: str) -> list[str]:
+        with self._errors():
+            return sorted(self._client.smembers(_key("clusters-with", key_hash)))
+
+    def change_keys(
+        self,
+        cluster_id: str,
+        change: Callable[[tuple[ClusterKey, ...]], tuple[ClusterKey, ...]],
+        event: AuditEvent,
+    ) -> tuple[ClusterKey, ...]:
+        where = _key("keys", cluster_id)
+        with self._errors(), self._lock_of(cluster_id):
+            for _ in range(MOST_TRIES):
+                with self._client.pipeline() as pipe:
+                    try:
+                        pipe.watch(where)
+                        before = _cluster_keys(pipe.hvals(where))
+                        after = change(before)
+                        if after == before:
+                            return after
+                        pipe.multi()
+                        _write_keys(pipe, cluster_id, before, after)
+                        _record(pipe, event)
+                        pipe.execute()
+                        return after
+                    except redis.WatchError:
+                        time.sleep(random.uniform(0, LONGEST_PAUSE))
+        raise StoreUnavailable(f"STUN_STORE, Redis at {self._where}: keys change all the time")
+
+    def forget_idle(self, *, before: float) -> list[str]:
+        forgotten = []
+        with self._errors():
+            for cluster_id in sorted(self._client.smembers(_key("with-keys"))):
+                keys = self.keys(cluster_id)
+                changed_at = float(
+                    self._client.hget(_key("cluster", cluster_id), "changed_at") or 0
+                )
+                latest = max([changed_at, *(key.created_at for key in keys)])
+                is_kept = any(key.is_operators for key in keys) or latest >= before
+                if is_kept or self._client.hlen(_key("leases", cluster_id)):
+                    continue
+                pipe = self._client.pipeline()
+                _write_keys(pipe, cluster_id, keys, ())
+                pipe.delete(*(_key(name, cluster_id) for name in ("cluster", "audit")))
+                pipe.execute()
+                forgotten.append(cluster_id)
+        return forgotten
+
+    def count(self, bucket: str, *, window: float, wall: float) -> int:
+        where = _key("count", f"{bucket}:{wall // window * window:.0f}")
+        with self._errors():
+            pipe = self._client.pipeline()
+            pipe.incr(where)
+            pipe.expire(where, int(2 * window) + 1)
+            return int(pipe.execute()[0])
+
+    def count_of(self, bucket: str, *, window: float, wall: float) -> int:
+        where = _key("count", f"{bucket}:{wall // window * window:.0f}")
+        with self._errors():
+            return int(self._client.get(where) or 0)
+
+    def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
+        with self._errors():
+            entries = self._client.xrevrange(_key("audit", cluster_id), count=limit)
+        return [AuditEvent(**json.loads(fields["event"])) for _, fields in entries]
+
+    def prune_audit(self, *, before: float) -> None:
+        with self._errors():
+            for cluster_id in self._client.smembers(_key("with-keys")):
+                self._client.xtrim(_key("audit", cluster_id), minid=int(before * 1000))
+
+    def resume(self, *, ttl: float, silence: float) -> int:
+        renewed = 0
+        with self._errors():
+            now = _seconds(self._client.time())
+            alive_at = float(self._client.get(_key("alive-at")) or now)
+            if now - alive_at > silence or now < alive_at:
+                for cluster_id in self._client.smembers(_key("active")):
+                    renewed += self._resume(
+                        keys=[_key("expiry", cluster_id)], args=[alive_at, now + ttl, now]
+                    )
+            self._client.set(_key("alive-at"), repr(now))
+        return renewed
+
+    def totals(self) -> Totals:
+        with self._errors():
+            active = self._client.smembers(_key("active"))
+            now = _seconds(self._client.time())
+            pipe = self._client.pipeline(transaction=False)
+            pipe.scard(_key("with-keys"))
+            for cluster_id in active:
+                pipe.zcount(_key("expiry", cluster_id), f"({now}", "+inf")
+            clusters, *leases = pipe.execute()
+        return Totals(clusters=clusters, leases=sum(leases))
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _new_epoch(self) -> str:
+        self._client.set(_key("epoch"), secrets.token_hex(4), nx=True)
+        return str(self._client.get(_key("epoch")))
+
+    def _lock_of(self, cluster_id: str) -> threading.Lock:
+        return self._locks[hash(cluster_id) % _LOCKS]
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise StoreUnavailable(
+                f"STUN_STORE, Redis at {self._where}: {error}. Is it running, and does it take "
+                "this password?"
+            ) from error
+
+
+class _View:
+    """A ClusterView: reads at once, and writes when the step is over."""
+
+    def __init__(self, pipe: Any, cluster_id: str, wall: float) -> None:
+        self._pipe = pipe
+        self._cluster_id = cluster_id
+        self._wall = wall
+        self.now = _seconds(pipe.time())
+        stored = pipe.hgetall(_key("cluster", cluster_id))
+        # A cluster that was forgotten starts above all that it ever had.
+        self.revision = int(stored.get("revision", wall))
+        self._generation = int(stored.get("generation", wall))
+        self._leases = _leases(
+            pipe.hgetall(_key("leases", cluster_id)),
+            pipe.zrange(_key("expiry", cluster_id), 0, -1, withscores=True),
+            pipe.hgetall(_key("pings", cluster_id)),
+        )
+        self._written: dict[str, Lease | None] = {}
+        self._events: list[AuditEvent] = []
+        self._is_changed = False
+
+    def leases(self) -> dict[str, Lease]:
+        found = {**self._leases, **self._written}
+        return {name: lease for name, lease in found.items() if lease is not None}
+
+    def put(self, lease: Lease) -> None:
+        self._written[lease.instance_id] = lease
+
+    def delete(self, instance_id: str) -> None:
+        self._written[instance_id] = None
+
+    def bump(self) -> None:
+        self.revision += 1
+        self._is_changed = True
+
+    def next_generation(self) -> int:
+        self._generation += 1
+        self._is_changed = True
+        return self._generation
+
+    def record(self, event: AuditEvent) -> None:
+        self._events.append(event)
+
+    def flush(self) -> None:
+        pipe, cluster_id = self._pipe, self._cluster_id
+        for instance_id, lease in self._written.items():
+            _write_lease(pipe, cluster_id, instance_id, lease)
+        if self.leases():
+            pipe.sadd(_key("active"), cluster_id)
+        else:
+            pipe.srem(_key("active"), cluster_id)
+        if self._is_changed:
+            pipe.hset(
+                _key("cluster", cluster_id),
+                mapping={
+                    "revision": self.revision,
+                    "generation": self._generation,
+                    "changed_at": self._wall,
+                },
+            )
+        for event in self._events:
+            _record(pipe, event)
+
+
+def _key(name: str, subject: str = "") -> str:
+    return f"{PREFIX}{name}:{subject}" if subject else PREFIX + name
+
+
+def _seconds(told: tuple[int, int]) -> float:
+    return int(told[0]) + int(told[1]) / 1_000_000
+
+
+def _read_leases(pipe: Any, cluster_id: str) -> None:
+    pipe.hgetall(_key("leases", cluster_id))
+    pipe.zrange(_key("expiry", cluster_id), 0, -1, withscores=True)
+    pipe.hgetall(_key("pings", cluster_id))
+
+
+def _leases(
+    stored: dict[str, str], expiry: list[tuple[str, float]], pings: dict[str, str]
+) -> dict[str, Lease]:
+    ends = dict(expiry)
+    found = {}
+    for instance_id, text in stored.items():
+        fields = json.loads(text)
+        fields["candidates"] = tuple(fields["candidates"])
+        fields["replaced"] = tuple(fields["replaced"])
+        found[instance_id] = Lease(
+            **fields,
+            last_ping_at=float(pings.get(instance_id, fields["registered_at"])),
+            expires_at=ends.get(instance_id, 0.0),
+        )
+    return found
+
+
+def _write_lease(pipe: Any, cluster_id: str, instance_id: str, lease: Lease | None) -> None:
+    leases, expiry, pings = (_key(name, cluster_id) for name in ("leases", "expiry", "pings"))
+    if lease is None:
+        pipe.hdel(leases, instance_id)
+        pipe.zrem(expiry, instance_id)
+        pipe.hdel(pings, instance_id)
+        return
+    fields = asdict(lease)
+    for name in _KEPT_APART:
+        del fields[name]
+    pipe.hset(leases, instance_id, json.dumps(fields))
+    pipe.zadd(expiry, {instance_id: lease.expires_at})
+    pipe.hset(pings, instance_id, repr(lease.last_ping_at))
+
+
+def _cluster_keys(stored: list[str]) -> tuple[ClusterKey, ...]:
+    keys = [ClusterKey(**json.loads(text)) for text in stored]
+    return tuple(sorted(keys, key=lambda key: (-key.created_at, key.key_hash)))
+
+
+def _write_keys(
+    pipe: Any, cluster_id: str, before: tuple[ClusterKey, ...], after: tuple[ClusterKey, ...]
+) -> None:
+    where = _key("keys", cluster_id)
+    pipe.delete(where)
+    for key in before:
+        pipe.srem(_key("clusters-with", key.key_hash), cluster_id)
+    for key in after:
+        pipe.hset(where, key.key_hash, json.dumps(asdict(key)))
+        pipe.sadd(_key("clusters-with", key.key_hash), cluster_id)
+    if after:
+        pipe.sadd(_key("with-keys"), cluster_id)
+    else:
+        pipe.srem(_key("with-keys"), cluster_id)
+
+
+def _record(pipe: Any, event: AuditEvent) -> None:
+    where = _key("audit", event.cluster_id)
+    text = json.dumps(asdict(event))
+    pipe.xadd(where, {"event": text}, maxlen=AUDIT_PER_CLUSTER, approximate=True)

@@ -1,0 +1,425 @@
+"""The store in one SQLite file, for any number of processes on one machine.
+
+WAL needs shared memory, so the file must be on a local disk (https://www.sqlite.org/wal.html).
+Leases are written at synchronous=NORMAL: nothing is lost when a process dies, and after a power cut
+the instances register again. Keys are written at FULL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from stun_server.store import host_clock
+from stun_server.store.base import (
+    AuditEvent,
+    ClusterKey,
+    ClusterView,
+    Lease,
+    Listing,
+    Renewal,
+    StoreUnavailable,
+    T,
+    Totals,
+)
+from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
+
+BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
+COUNTS_KEPT = 3600.0  # seconds; longer than any window
+_LEASE_COLUMNS = (
+    "instance_id, boot_id, address, port, role, generation, registered_at, last_ping_at, "
+    "expires_at, candidates, replaced"
+)
+_AUDIT_COLUMNS = "at, event, cluster_id, instance_id, source, key_fingerprint, request_id, detail"
+
+
+class SqliteStore:
+    """`path` is made if it is missing; its folder must be there. Thread-safe, fork-safe."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = host_clock.seconds_since_boot,
+        wall: Callable[[], float] = time.time,
+        boot_id: Callable[[], str] = host_clock.boot_id,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._wall = wall
+        self._boot_id = boot_id
+        self._idle: list[sqlite3.Connection] = []
+        self._owner_pid = os.getpid()
+        self._epoch = ""
+        self._lock = threading.Lock()  # guards the three above
+        # One writer of this process at a time: SQLite's own way of waiting is to sleep and look.
+        self._writing = threading.Lock()
+
+    def now(self) -> float:
+        return self._clock()
+
+    def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
+        with self._writes() as connection:
+            view = _View(connection, cluster_id, self._clock(), self._wall())
+            result = step(view)
+            view.flush()
+        return result
+
+    def renew(
+        self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
+    ) -> Renewal:
+        now = self._clock()
+        with self._writing, self._connection() as connection:
+            changed = connection.execute(
+                "UPDATE leases SET expires_at = ?, last_ping_at = ? WHERE cluster_id = ? "
+                "AND instance_id = ? AND expires_at > ? AND boot_id = ifnull(?, boot_id)",
+                (now + ttl, wall, cluster_id, instance_id, now, boot_id),
+            ).rowcount
+            if changed:
+                return Renewal.RENEWED
+            is_there = connection.execute(
+                "SELECT 1 FROM leases WHERE cluster_id = ? AND instance_id = ? AND expires_at > ?",
+                (cluster_id, instance_id, now),
+            ).fetchone()
+        return Renewal.REPLACED if is_there else Renewal.MISSING
+
+    def listing(self, cluster_id: str) -> Listing:
+        with self._connection() as connection:
+            # One statement, so that revision and leases are of one moment.
+            rows = connection.execute(
+                f"SELECT revision, {_LEASE_COLUMNS} FROM clusters LEFT JOIN leases "
+                "USING (cluster_id) WHERE cluster_id = ?",
+                (cluster_id,),
+            ).fetchall()
+        leases = tuple(_lease(row[1:]) for row in rows if row[1] is not None)
+        return Listing(self._epoch, rows[0][0] if rows else 0, self._clock(), leases)
+
+    def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
+        found = {}
+        with self._connection() as connection:
+            for cluster_id in cluster_ids:
+                row = connection.execute(
+                    "SELECT revision FROM clusters WHERE cluster_id = ?", (cluster_id,)
+                ).fetchone()
+                found[cluster_id] = row[0] if row else 0
+        return found
+
+    def clusters_with_expired(self) -> list[str]:
+        return self._column(
+            "SELECT DISTINCT cluster_id FROM leases WHERE expires_at <= ?", self._clock()
+        )
+
+    def keys(self, cluster_id: str) -> tuple[ClusterKey, ...]:
+        with self._connection() as connection:
+            return _keys(connection, cluster_id)
+
+    def clusters_with_key(self, key_hash: str) -> list[str]:
+        return self._column(
+            "SELECT cluster_id FROM cluster_keys WHERE key_hash = ? ORDER BY cluster_id", key_hash
+        )
+
+    def change_keys(
+        self,
+        cluster_id: str,
+        change: Callable[[tuple[ClusterKey, ...]], tuple[ClusterKey, ...]],
+        event: AuditEvent,
+    ) -> tuple[ClusterKey, ...]:
+        with self._writes(is_durable=True) as connection:
+            before = _keys(connection, cluster_id)
+            after = change(before)
+            if after != before:
+                connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
+                connection.executemany(
+                    "INSERT INTO cluster_keys VALUES (?, ?, ?, ?, ?)",
+                    [
+                        (cluster_id, key.key_hash, key.created_at, key.expires_at, key.is_operators)
+                        for key in after
+                    ],
+                )
+                _record(connection, event)
+        return after
+
+    def forget_idle(self, *, before: float) -> list[str]:
+        with self._writes() as connection:
+            rows = connection.execute(
+                "SELECT k.cluster_id FROM cluster_keys k LEFT JOIN clusters c USING (cluster_id) "
+                "GROUP BY k.cluster_id HAVING max(k.is_operators) = 0 "
+                "AND max(max(k.created_at, ifnull(c.changed_at, 0))) < ? "
+                "AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.cluster_id = k.cluster_id)",
+                (before,),
+            ).fetchall()
+            for (cluster_id,) in rows:
+                connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
+                connection.execute("DELETE FROM clusters WHERE cluster_id = ?", (cluster_id,))
+        return [row[0] for row in rows]
+
+    def count(self, bucket: str, *, window: float, wall: float) -> int:
+        key = (bucket, int(wall // window * window))
+        with self._writes() as connection:
+            connection.execute(
+                "INSERT INTO counts VALUES (?, ?, 1) "
+                "ON CONFLICT (bucket, window_at) DO UPDATE SET count = count + 1",
+                key,
+            )
+            return _count(connection, key)
+
+    def count_of(self, bucket: str, *, window: float, wall: float) -> int:
+        with self._connection() as connection:
+            return _count(connection, (bucket, int(wall // window * window)))
+
+    def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
+        with self._connection() as connection:
+            rows = connection.execute(
+                f"SELECT {_AUDIT_COLUMNS} FROM audit WHERE cluster_id = ? ORDER BY id DESC LIMIT ?",
+                (cluster_id, limit),
+            ).fetchall()
+        return [AuditEvent(*row) for row in rows]
+
+    def prune_audit(self, *, before: float) -> None:
+        with self._writes() as connection:
+            connection.execute("DELETE FROM audit WHERE at < ?", (before,))
+            connection.execute(
+                "DELETE FROM counts WHERE window_at < ?", (self._wall() - COUNTS_KEPT,)
+            )
+
+    def resume(self, *, ttl: float, silence: float) -> int:
+        now, boot_id = self._clock(), self._boot_id()
+        with self._writes() as connection:
+            meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+            alive_at = float(meta.get("alive_at", now))
+            is_rebooted = meta.get("boot_id", boot_id) != boot_id or now < alive_at
+            renewed = 0
+            if is_rebooted or now - alive_at > silence:
+                renewed = connection.execute(
+                    "SELECT count(*) FROM leases WHERE expires_at > ?", (alive_at,)
+                ).fetchone()[0]
+                # Times of before a reboot mean nothing now: what had expired then has now.
+                connection.execute(
+                    "UPDATE leases SET expires_at = "
+                    "CASE WHEN expires_at > ? THEN ? ELSE min(expires_at, ?) END",
+                    (alive_at, now + ttl, now),
+                )
+            connection.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [("alive_at", repr(now)), ("boot_id", boot_id)],
+            )
+        return int(renewed)
+
+    def totals(self) -> Totals:
+        with self._connection() as connection:
+            leases, clusters = connection.execute(
+                "SELECT (SELECT count(*) FROM leases WHERE expires_at > ?), "
+                "(SELECT count(DISTINCT cluster_id) FROM cluster_keys)",
+                (self._clock(),),
+            ).fetchone()
+        return Totals(clusters=clusters, leases=leases)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+            is_ours = self._owner_pid == os.getpid()
+        for connection in idle if is_ours else ():
+            connection.close()
+
+    def _column(self, statement: str, *values: Any) -> list[str]:
+        with self._connection() as connection:
+            return [row[0] for row in connection.execute(statement, values).fetchall()]
+
+    @contextlib.contextmanager
+    def _writes(self, *, is_durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction; taken back if the block raises."""
+        with self._writing, self._connection() as connection:
+            if is_durable:
+                connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if is_durable:
+                    connection.execute("PRAGMA synchronous = NORMAL")
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = self._take() or self._connect()
+            try:
+                yield connection
+            except sqlite3.Error:
+                connection.close()  # it may be what is wrong
+                raise
+            except BaseException:
+                self._give_back(connection)
+                raise
+            self._give_back(connection)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(
+                f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
+                "writable, on a local disk with space?"
+            ) from error
+
+    def _take(self) -> sqlite3.Connection | None:
+        with self._lock:
+            if self._owner_pid != os.getpid():
+                # Connections must not cross a fork; the parent closes them.
+                self._idle, self._owner_pid = [], os.getpid()
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        with contextlib.suppress(OSError):  # SQLite says better what is wrong
+            # Keys are in it, if only their hashes.
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            epoch = self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            self._epoch = epoch
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> str:
+        """Makes the tables where they are missing; the epoch."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreUnavailable(
+                f"STUN_STORE, the SQLite file {self._path}: a newer version of this server made it "
+                f"(schema {version}, this one knows {SCHEMA_VERSION}): update, or use another file"
+            )
+        if version < SCHEMA_VERSION:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in SCHEMA:
+                connection.execute(statement)
+            connection.execute(
+                "INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (secrets.token_hex(4),)
+            )
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        row = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
+        return str(row[0])
+
+
+class _View:
+    """A ClusterView within one transaction."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, cluster_id: str, now: float, wall: float
+    ) -> None:
+        self.now = now
+        self._wall = wall
+        self._connection = connection
+        self._cluster_id = cluster_id
+        row = connection.execute(
+            "SELECT revision, last_generation FROM clusters WHERE cluster_id = ?", (cluster_id,)
+        ).fetchone()
+        # A cluster that was forgotten starts above all that it ever had.
+        self.revision: int = row[0] if row else int(wall)
+        self._generation: int = row[1] if row else int(wall)
+        self._is_changed = False
+
+    def leases(self) -> dict[str, Lease]:
+        rows = self._connection.execute(
+            f"SELECT {_LEASE_COLUMNS} FROM leases WHERE cluster_id = ?", (self._cluster_id,)
+        ).fetchall()
+        return {row[0]: _lease(row) for row in rows}
+
+    def put(self, lease: Lease) -> None:
+        values = (
+            *(lease.instance_id, lease.boot_id, lease.address, lease.port, lease.role),
+            *(lease.generation, lease.registered_at, lease.last_ping_at, lease.expires_at),
+            json.dumps(lease.candidates),
+            json.dumps(lease.replaced),
+        )
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO leases (cluster_id, {_LEASE_COLUMNS}) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._cluster_id, *values),
+        )
+
+    def delete(self, instance_id: str) -> None:
+        self._connection.execute(
+            "DELETE FROM leases WHERE cluster_id = ? AND instance_id = ?",
+            (self._cluster_id, instance_id),
+        )
+
+    def bump(self) -> None:
+        self.revision += 1
+        self._is_changed = True
+
+    def next_generation(self) -> int:
+        self._generation += 1
+        self._is_changed = True
+        return self._generation
+
+    def record(self, event: AuditEvent) -> None:
+        _record(self._connection, event)
+
+    def flush(self) -> None:
+        if self._is_changed:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO clusters VALUES (?, ?, ?, ?)",
+                (self._cluster_id, self.revision, self._generation, self._wall),
+            )
+
+
+def _lease(row: tuple[Any, ...]) -> Lease:
+    instance_id, boot_id, address, port, role, generation, *times, candidates, replaced = row
+    registered_at, last_ping_at, expires_at = times
+    return Lease(
+        instance_id=instance_id,
+        boot_id=boot_id,
+        address=address,
+        port=port,
+        role=role,
+        generation=generation,
+        registered_at=registered_at,
+        last_ping_at=last_ping_at,
+        expires_at=expires_at,
+        candidates=tuple(json.loads(candidates)),
+        replaced=tuple(json.loads(replaced)),
+    )
+
+
+def _keys(connection: sqlite3.Connection, cluster_id: str) -> tuple[ClusterKey, ...]:
+    rows = connection.execute(
+        "SELECT key_hash, created_at, expires_at, is_operators FROM cluster_keys "
+        "WHERE cluster_id = ? ORDER BY created_at DESC, key_hash",
+        (cluster_id,),
+    ).fetchall()
+    return tuple(
+        ClusterKey(key, created, ends, bool(is_ours)) for key, created, ends, is_ours in rows
+    )
+
+
+def _record(connection: sqlite3.Connection, event: AuditEvent) -> None:
+    values = (event.at, event.event, event.cluster_id, event.instance_id, event.source)
+    connection.execute(
+        f"INSERT INTO audit ({_AUDIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, event.key_fingerprint, event.request_id, event.detail),
+    )
+
+
+def _count(connection: sqlite3.Connection, key: tuple[str, int]) -> int:
+    row = connection.execute(
+        "SELECT count FROM counts WHERE bucket = ? AND window_at = ?", key
+    ).fetchone()
+    return int(row[0]) if row else 0
