@@ -181,8 +181,7 @@ class Registry:
             lease = self._granted(view, registration, held, wall)
             event = "register" if held is None else "replace"
         else:
-            lease = replace(
-                held,
+            lease = held._replace(
                 address=registration.address,
                 port=registration.port,
                 role=registration.role,

@@ -6,6 +6,7 @@ them, as they always did.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from datetime import datetime, timezone
@@ -262,6 +263,7 @@ class Refusal(BaseModel):
     request_id: str
 
 
+@functools.lru_cache(maxsize=8192)  # lists are asked for more often than heartbeats come
 def moment(at: float) -> str:
     """Unix time as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds")

@@ -373,7 +373,7 @@ def _write_lease(pipe: Any, cluster_id: str, instance_id: str, lease: Lease | No
         pipe.zrem(expiry, instance_id)
         pipe.hdel(pings, instance_id)
         return
-    fields = asdict(lease)
+    fields = lease._asdict()
     for name in _KEPT_APART:
         del fields[name]
     pipe.hset(leases, instance_id, json.dumps(fields))

@@ -38,6 +38,12 @@ _LEASE_COLUMNS = (
     "instance_id, boot_id, address, port, role, generation, registered_at, last_ping_at, "
     "expires_at, candidates, replaced"
 )
+# One row: sqlite3 gives the GIL away for each, and among busy threads it is long in coming back.
+_LEASES_AS_JSON = (
+    "SELECT json_group_array(json_array(instance_id, boot_id, address, port, role, generation, "
+    "registered_at, last_ping_at, expires_at, json(candidates), json(replaced))) "
+    "FROM leases WHERE cluster_id = ?1"
+)
 _AUDIT_COLUMNS = "at, event, cluster_id, instance_id, source, key_fingerprint, request_id, detail"
 
 
@@ -94,13 +100,12 @@ class SqliteStore:
     def listing(self, cluster_id: str) -> Listing:
         with self._connection() as connection:
             # One statement, so that revision and leases are of one moment.
-            rows = connection.execute(
-                f"SELECT revision, {_LEASE_COLUMNS} FROM clusters LEFT JOIN leases "
-                "USING (cluster_id) WHERE cluster_id = ?",
+            row = connection.execute(
+                f"SELECT revision, ({_LEASES_AS_JSON}) FROM clusters WHERE cluster_id = ?1",
                 (cluster_id,),
-            ).fetchall()
-        leases = tuple(_lease(row[1:]) for row in rows if row[1] is not None)
-        return Listing(self._epoch, rows[0][0] if rows else 0, self._clock(), leases)
+            ).fetchone()
+        revision, leases = row or (0, "[]")
+        return Listing(self._epoch, revision, self._clock(), tuple(_leases(leases)))
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         found = {}
@@ -337,10 +342,8 @@ class _View:
         self._is_changed = False
 
     def leases(self) -> dict[str, Lease]:
-        rows = self._connection.execute(
-            f"SELECT {_LEASE_COLUMNS} FROM leases WHERE cluster_id = ?", (self._cluster_id,)
-        ).fetchall()
-        return {row[0]: _lease(row) for row in rows}
+        row = self._connection.execute(_LEASES_AS_JSON, (self._cluster_id,)).fetchone()
+        return {lease.instance_id: lease for lease in _leases(row[0])}
 
     def put(self, lease: Lease) -> None:
         values = (
@@ -381,22 +384,9 @@ class _View:
             )
 
 
-def _lease(row: tuple[Any, ...]) -> Lease:
-    instance_id, boot_id, address, port, role, generation, *times, candidates, replaced = row
-    registered_at, last_ping_at, expires_at = times
-    return Lease(
-        instance_id=instance_id,
-        boot_id=boot_id,
-        address=address,
-        port=port,
-        role=role,
-        generation=generation,
-        registered_at=registered_at,
-        last_ping_at=last_ping_at,
-        expires_at=expires_at,
-        candidates=tuple(json.loads(candidates)),
-        replaced=tuple(json.loads(replaced)),
-    )
+def _leases(text: str) -> Iterator[Lease]:
+    for *values, candidates, replaced in json.loads(text):
+        yield Lease._make((*values, tuple(candidates), tuple(replaced)))
 
 
 def _keys(connection: sqlite3.Connection, cluster_id: str) -> tuple[ClusterKey, ...]:
