@@ -156,11 +156,13 @@ class Cluster:
         self._jobs.close(reason)
         self._membership.ready.cancel(reason)
         self._ready.cancel(reason)
-        self._pool.stop()  # its threads end while the transport does
+        self._pool.stop()  # its threads end while the transport does, and so do the discovery's
+        if self._discovery is not None:
+            self._discovery.stop_soon()
+        if self._transport is not None:
+            self._transport.close()  # the peers are told first, whatever a server does
         if self._discovery is not None:
             self._discovery.close()
-        if self._transport is not None:
-            self._transport.close()
         self._pool.close(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> Cluster:

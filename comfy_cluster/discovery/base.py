@@ -28,7 +28,8 @@ class Discovery(Protocol):
 
     Calls `on_member(peer, address)` from any thread, again whenever an address changes. Calls
     `on_failure(error)` once if this instance cannot be part of the cluster, such as when its index
-    is another one's; it then looks no further. All methods return at once. Closing twice is fine.
+    is another one's; it then looks no further. All methods but `close` return at once, and that one
+    within a second. Closing twice is fine.
     """
 
     def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
@@ -45,6 +46,9 @@ class Discovery(Protocol):
 
     def troubles(self) -> Mapping[int, str]:
         """By peer: what keeps its address from being found, in words for the user."""
+
+    def stop_soon(self) -> None:
+        """Begins to stop looking."""
 
     def close(self) -> None:
         """Stops looking."""

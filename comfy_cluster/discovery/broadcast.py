@@ -108,9 +108,12 @@ class BroadcastDiscovery:
         silent = set(range(count)) - heard - {own}
         return {peer: text for peer in silent} | troubles
 
-    def close(self) -> None:
+    def stop_soon(self) -> None:
         self._is_closed = True
         self._wake()
+
+    def close(self) -> None:
+        self.stop_soon()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT)
 

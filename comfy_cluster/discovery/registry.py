@@ -1,8 +1,8 @@
 """One rendezvous server, as an instance asks it (spec.md section 9): one method for each route.
 
-Blocks, keeps no state but the HTTP connection, and retries nothing: `stun.py` does. Every failure
-is a DiscoveryError whose text begins with `Failed to register with STUN server` where it is about
-registering, and says what to do.
+Blocks for a bounded time, keeps no state but the HTTP connection, and retries nothing: `stun.py`
+does. Every failure is a DiscoveryError whose text begins with `Failed to register with STUN server`
+where it is about registering, and says what to do.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from comfy_cluster.config import Role
+from comfy_cluster.discovery.exchanges import (
+    LARGEST_ANSWER,
+    Answer,
+    AnswerTooLarge,
+    Exchanges,
+)
 from comfy_cluster.errors import DiscoveryError, RegistrationRefused, RegistryUnavailable
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
-CONNECT_TIMEOUT = 3.05  # seconds; a little more than TCP's first retransmission
-ANSWER_TIMEOUT = 10.0  # seconds, beyond those that the server was asked to wait
+ANSWER_TIMEOUT = (
+    10.0  # seconds for all of an answer, beyond those that the server was asked to wait
+)
 LARGEST_WAIT = 25.0  # seconds that a server is asked to hold a list until it changes
 CLOCK_TOLERANCE = 30.0  # seconds; the Date header and the way here make up for less
 _KEY_HEADER = "X-Cluster-Key"
@@ -74,13 +81,15 @@ class Listing:
 
 
 class Registry:
-    """`url` without a trailing slash. Used by one thread."""
+    """`url` without a trailing slash. Used by one thread; only `interrupt` is for others."""
 
     def __init__(self, url: str, *, cluster_id: str, key: str) -> None:
         self.url = url
         self._cluster_id = cluster_id
-        self._session = requests.Session()
+        self._exchanges = Exchanges()
+        self._session = self._exchanges.session
         self._session.headers[_KEY_HEADER] = key
+        self._session.headers["Accept-Encoding"] = "identity"  # what is unpacked has no bound
         self._session.auth = _no_auth  # else requests looks into ~/.netrc
         self._proxies = {"no_proxy": "*"} if _is_near(url) else None
         self._clock_text = ""
@@ -116,7 +125,7 @@ class Registry:
             headers={"If-None-Match": revision} if revision else None,
             wait=wait if can_wait else 0.0,
         )
-        if answer.status_code == requests.codes.not_modified:
+        if answer.status == requests.codes.not_modified:
             return None
         return Listing(tuple(_listed(_json(answer))), answer.headers.get("ETag", ""))
 
@@ -128,28 +137,38 @@ class Registry:
         """Says goodbye, within `timeout` seconds or not at all."""
         path = f"/instance/{quote(self._cluster_id, safe='')}/{instance_index}"
         try:
-            self._session.delete(
-                self.url + path, timeout=timeout, verify=self._verify(), proxies=self._proxies
-            )
+            self._exchange("DELETE", path, timeout=timeout)
         except requests.RequestException as error:
             logger.debug("! %s was not told that this instance leaves: %s", self.url, error)
 
+    def interrupt(self) -> None:
+        """From any thread: what is asked, or would be, fails at once."""
+        self._exchanges.interrupt()
+
     def close(self) -> None:
         """Closes the connection."""
-        self._session.close()
+        self._exchanges.close()
 
-    def _ask(self, method: str, path: str, *, wait: float = 0.0, **options: Any) -> Any:
+    def _exchange(self, method: str, path: str, *, timeout: float, **options: Any) -> Answer:
+        return self._exchanges.ask(
+            method,
+            self.url + path,
+            timeout=timeout,
+            # On every call: environment variables would win over the session's.
+            verify=self._verify(),
+            proxies=self._proxies,
+            **options,
+        )
+
+    def _ask(self, method: str, path: str, *, wait: float = 0.0, **options: Any) -> Answer:
         try:
-            answer = self._session.request(
-                method,
-                self.url + path,
-                timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT + wait),
-                # On every call: environment variables would win over the session's.
-                verify=self._verify(),
-                allow_redirects=False,
-                proxies=self._proxies,
-                **options,
-            )
+            answer = self._exchange(method, path, timeout=ANSWER_TIMEOUT + wait, **options)
+        except AnswerTooLarge as error:
+            raise RegistryUnavailable(
+                f"{self.url} answers {method} {path} with more than {LARGEST_ANSWER >> 20} MiB, "
+                "which no list of instances has: check that COMFY_CLUSTER_STUN_SERVER names the "
+                "rendezvous server, and what stands between"
+            ) from error
         except requests.exceptions.SSLError as error:
             raise RegistryUnavailable(f"{self.url}: {_tls_text(error)}") from error
         except requests.exceptions.ProxyError as error:
@@ -174,8 +193,8 @@ class Registry:
         merged = self._session.merge_environment_settings(self.url, {}, None, None, None)
         return merged["verify"]
 
-    def _checked(self, answer: requests.Response) -> requests.Response:
-        status = answer.status_code
+    def _checked(self, answer: Answer) -> Answer:
+        status = answer.status
         if status in (requests.codes.ok, requests.codes.created, requests.codes.not_modified):
             return answer
         told = _told(answer)
@@ -195,7 +214,7 @@ class Registry:
             f"{self.url} answers {status}: {told}. Is that the rendezvous server of this version?"
         )
 
-    def _compare_clocks(self, answer: requests.Response) -> None:
+    def _compare_clocks(self, answer: Answer) -> None:
         try:
             told = email.utils.parsedate_to_datetime(answer.headers.get("Date", ""))
         except ValueError:  # it has no clock, or hides it
@@ -226,10 +245,10 @@ def _is_near(url: str) -> bool:
     return address.is_loopback or address.is_private or address.is_link_local
 
 
-def _json(answer: requests.Response) -> Any:
+def _json(answer: Answer) -> Any:
     try:
         return answer.json()
-    except requests.exceptions.JSONDecodeError as error:
+    except ValueError as error:
         raise RegistrationRefused(
             f"{answer.url} does not answer with JSON: is that the rendezvous server?"
         ) from error
@@ -249,16 +268,16 @@ def _listed(body: Any) -> Iterator[Listed]:
             yield Listed(index, hostname, port)
 
 
-def _is_json(answer: requests.Response) -> bool:
+def _is_json(answer: Answer) -> bool:
     """The server's own answers are; a proxy's are pages."""
     return "json" in answer.headers.get("Content-Type", "")
 
 
-def _told(answer: requests.Response) -> str:
+def _told(answer: Answer) -> str:
     """What a server says that is wrong."""
     try:
         body = answer.json()
-    except requests.exceptions.JSONDecodeError:
+    except ValueError:
         body = None
     for name in ("message", "error", "detail"):
         if isinstance(body, dict) and isinstance(body.get(name), str):

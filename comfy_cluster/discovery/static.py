@@ -115,10 +115,13 @@ class StaticDiscovery:
             }
             return shared | self._troubles
 
-    def close(self) -> None:
+    def stop_soon(self) -> None:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.stop_soon()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT)
 

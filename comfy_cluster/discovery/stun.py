@@ -39,8 +39,8 @@ COMPLETE_INTERVAL = 30.0  # seconds, from then on
 FIRST_RETRY_DELAY = 0.5  # seconds until a server is tried again; then it doubles
 LARGEST_RETRY_DELAY = 15.0
 JITTER = 0.2  # of each delay, so that the instances of a cluster do not come at once
-LEAVE_TIMEOUT = 1.0  # seconds
-CLOSE_TIMEOUT = 1.5
+LEAVE_TIMEOUT = 0.9  # seconds
+CLOSE_TIMEOUT = 1.0  # seconds, of all servers together; a thread that needs longer is a daemon
 
 
 @dataclass(slots=True)
@@ -48,6 +48,9 @@ class _Server:
     """One server, and how it goes with it. Changed by its own thread."""
 
     registry: Registry
+    thread: threading.Thread | None = None
+    is_registering: bool = False
+    """What it answers decides whether this instance has to leave: that is not interrupted."""
     registered_as: Registration | None = None
     heartbeat_at: float = 0.0
     revision: str = ""
@@ -59,7 +62,6 @@ class _Server:
     """The registration is the instance's own, which an observer in its place leaves alone."""
     was_taken_in: bool = False
     """It has registered this instance before."""
-    has_left: bool = False
 
 
 class StunDiscovery:
@@ -86,6 +88,7 @@ class StunDiscovery:
         self._on_member: MemberListener = _ignore
         self._on_failure: FailureListener = _ignore
         self._is_closed = False
+        self._close_by: float | None = None
         self._changed = threading.Condition()  # guards all of the above
 
     def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
@@ -93,10 +96,10 @@ class StunDiscovery:
         self._on_member, self._on_failure = on_member, on_failure
         self._servers = [_Server(self._make_registry(url)) for url in self._config.stun_servers]
         for number, server in enumerate(self._servers):
-            thread = threading.Thread(
+            server.thread = threading.Thread(
                 target=self._run, args=(server,), name=f"comfy-cluster-stun-{number}", daemon=True
             )
-            thread.start()
+            server.thread.start()
 
     def on_heard(self, peer: int, address: Address) -> None:
         with self._changed:
@@ -128,27 +131,26 @@ class StunDiscovery:
             absent = dict.fromkeys(missing - listed, f"it is not registered at {urls}")
             return {**absent, **self._unresolved}
 
-    def close(self) -> None:
+    def stop_soon(self) -> None:
+        """Each server's thread is interrupted where it waits for news, and leaves."""
         with self._changed:
             self._is_closed = True
+            if self._close_by is None:
+                self._close_by = time.monotonic() + CLOSE_TIMEOUT
+            interrupted = [each for each in self._servers if not each.is_registering]
             self._changed.notify_all()
-        # Not on the servers' threads: they may wait for news. Nor on this one, which shall not wait
-        # for each server in turn.
-        leaving = [
-            threading.Thread(target=self._leave, args=(each,), daemon=True)
-            for each in self._servers
-            if each.registered_as is not None and not each.has_left
-        ]
-        for thread in leaving:
-            thread.start()
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        for thread in leaving:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for each in interrupted:
+            each.registry.interrupt()
+
+    def close(self) -> None:
+        self.stop_soon()
+        assert self._close_by is not None
+        for each in self._servers:
+            if each.thread is not None and each.thread is not threading.current_thread():
+                each.thread.join(max(0.0, self._close_by - time.monotonic()))
 
     def _leave(self, server: _Server) -> None:
-        with self._changed:
-            has_left, server.has_left = server.has_left, True
-        if has_left or server.is_borrowed:
+        if server.registered_as is None or server.is_borrowed:
             return
         registry = self._make_registry(server.registry.url)
         registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
@@ -164,10 +166,8 @@ class StunDiscovery:
         while not self._is_closed:
             try:
                 delay = self._turn(server)
-            except IndexTaken as error:
-                delay = self._on_taken(server, error)
             except DiscoveryError as error:
-                delay = self._on_trouble(server, error)
+                delay = self._on_error(server, error)
             except Exception as error:  # a server may answer anything, and this thread must live
                 logger.exception("! %s", server.registry.url)
                 delay = self._on_trouble(server, DiscoveryError(f"{error!r}"))
@@ -175,18 +175,16 @@ class StunDiscovery:
                 self._on_good_turn(server)
             self._pause(delay)
         server.registry.close()
-        if server.registered_as is not None:  # perhaps while this instance was closing
-            self._leave(server)
+        self._leave(server)
 
     def _turn(self, server: _Server) -> float:
         """Does what is due; returns for how long to wait after that."""
-        now = time.monotonic()
         registration = self._registration(server)
         if server.registered_as != registration and not server.is_borrowed:
-            server.is_borrowed = self._is_observer and self._is_listed(server, registration)
-            if not server.is_borrowed:
-                self._take(server, server.registry.register(registration))
-            self._on_registered(server, registration, now)
+            self._register(server, registration)
+        if self._is_closed:
+            return 0.0
+        now = time.monotonic()
         try:
             if now >= server.heartbeat_at:
                 if not server.is_borrowed:
@@ -199,6 +197,19 @@ class StunDiscovery:
             server.registered_as = None
             server.is_borrowed = False
             return self._spread(FORMING_INTERVAL)
+
+    def _register(self, server: _Server, registration: Registration) -> None:
+        server.is_borrowed = self._is_observer and self._is_listed(server, registration)
+        with self._changed:
+            if self._is_closed:
+                return
+            server.is_registering = not server.is_borrowed
+        try:
+            if server.is_registering:
+                self._take(server, server.registry.register(registration))
+            self._on_registered(server, registration)
+        finally:
+            server.is_registering = False
 
     def _is_listed(self, server: _Server, registration: Registration) -> bool:
         """Whether the server has one for this instance, here. It need not know the cluster yet."""
@@ -253,10 +264,10 @@ class StunDiscovery:
         url = urlsplit(server.registry.url)
         return [(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))]
 
-    def _on_registered(self, server: _Server, registration: Registration, now: float) -> None:
+    def _on_registered(self, server: _Server, registration: Registration) -> None:
         server.registered_as = registration
         server.was_taken_in = True
-        server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
+        server.heartbeat_at = time.monotonic() + self._spread(HEARTBEAT_INTERVAL)
         where = address_text((registration.hostname, registration.port))
         logger.info("= registered at %s as %s", server.registry.url, where)
 
@@ -265,6 +276,13 @@ class StunDiscovery:
         if server.trouble:
             logger.info("= %s works again", server.registry.url)
             server.trouble = ""
+
+    def _on_error(self, server: _Server, error: DiscoveryError) -> float:
+        if self._is_closed:  # it was interrupted
+            return 0.0
+        if isinstance(error, IndexTaken):
+            return self._on_taken(server, error)
+        return self._on_trouble(server, error)
 
     def _on_taken(self, server: _Server, error: IndexTaken) -> float:
         """Ends an instance that was never part of the cluster, and no other."""

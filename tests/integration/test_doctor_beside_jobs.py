@@ -75,7 +75,9 @@ def running(settings: list[ClusterConfig]) -> Iterator[Cluster]:
         follower.join()
 
 
-def start_doctor(index: int, count: int, **settings: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def looking(index: int, count: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """The doctor, as a process of its own."""
     ours = {
         "INSTANCE_COUNT": str(count),
         "INSTANCE_INDEX": str(index),
@@ -84,13 +86,18 @@ def start_doctor(index: int, count: int, **settings: str) -> subprocess.Popen[st
         **settings,
     }
     kept = {n: value for n, value in os.environ.items() if not n.startswith("COMFY_CLUSTER_")}
-    return subprocess.Popen(
+    doctor = subprocess.Popen(
         [sys.executable, "-m", "comfy_cluster.cli", "doctor", "--json", "--seconds", "4"],
         env=kept | {f"COMFY_CLUSTER_{name}": value for name, value in ours.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    try:
+        yield doctor
+    finally:
+        doctor.kill()
+        doctor.communicate()
 
 
 def report_of(doctor: subprocess.Popen[str]) -> dict[str, Any]:
@@ -104,14 +111,14 @@ def test_jobs_neither_include_it_nor_wait_for_it(caplog: pytest.LogCaptureFixtur
     entries = ",".join(f"{name}:{port}" for name, port in settings[0].udp_hostnames)
     with running(settings) as leader, caplog.at_level(logging.INFO):
         assert run_job(leader, 0) == [0, 1]
-        doctor = start_doctor(2, 4, REGISTRATION_MODE="static", UDP_HOSTNAMES=entries)
         beside = number = 0
-        while doctor.poll() is None:
-            number += 1
-            assert run_job(leader, number) == [0, 1]
-            assert leader.info().connected_count == 2
-            beside += OBSERVED_TEXT in leader.info().text()
-        report = report_of(doctor)
+        with looking(2, 4, REGISTRATION_MODE="static", UDP_HOSTNAMES=entries) as doctor:
+            while doctor.poll() is None:
+                number += 1
+                assert run_job(leader, number) == [0, 1]
+                assert leader.info().connected_count == 2
+                beside += OBSERVED_TEXT in leader.info().text()
+            report = report_of(doctor)
         assert run_job(leader, number + 1) == [0, 1]
         stats = leader.info().stats
     assert beside > 1, "no job was run while it looked"
@@ -138,19 +145,19 @@ def test_the_instance_that_runs_is_not_disturbed(caplog: pytest.LogCaptureFixtur
     ]
     with running(settings) as leader, caplog.at_level(logging.INFO):
         caplog.clear()
-        doctor = start_doctor(
+        number = 0
+        with looking(
             1,
             2,
             REGISTRATION_MODE="broadcast",
             SINGLE_HOST="true",
             BROADCAST_PORT=str(broadcast_port),
             DIRECT_LISTEN_PORT=str(port),
-        )
-        number = 0
-        while doctor.poll() is None:
-            number += 1
-            assert run_job(leader, number) == [0, 1]
-        report = report_of(doctor)
+        ) as doctor:
+            while doctor.poll() is None:
+                number += 1
+                assert run_job(leader, number) == [0, 1]
+            report = report_of(doctor)
         assert run_job(leader, number + 1) == [0, 1]
         stats = leader.info().stats
     assert (stats["connections_made"], stats["connections_lost"]) == (1, 0)

@@ -167,20 +167,24 @@ def test_the_leader_is_killed_and_restarted() -> None:
                 assert watching.state is InstanceState.POPULATING
 
 
+def configs_at(server: Rendezvous) -> list[ClusterConfig]:
+    """Two instances that find each other by a server."""
+    return [
+        dataclasses.replace(
+            each,
+            registration_mode=RegistrationMode.STUN,
+            stun_servers=(server.url,),
+            cluster_id="c",
+            key="k" * 32,
+            single_host=True,
+        )
+        for each in configs(2, **QUICK)
+    ]
+
+
 def test_a_cluster_goes_on_without_its_server() -> None:
     with Rendezvous() as server:
-        url = server.url
-        settings = [
-            dataclasses.replace(
-                each,
-                registration_mode=RegistrationMode.STUN,
-                stun_servers=(url,),
-                cluster_id="c",
-                key="k" * 32,
-                single_host=True,
-            )
-            for each in configs(2, **QUICK)
-        ]
+        settings = configs_at(server)
         with contextlib.ExitStack() as stack:
             leader = stack.enter_context(build_cluster(settings[0]))
             processes = stack.enter_context(following(settings[1]))
@@ -194,3 +198,20 @@ def test_a_cluster_goes_on_without_its_server() -> None:
             with Rendezvous(port=server.port):
                 wait_until(lambda: leader.connected_peers == [1], lambda: leader.info().text())
                 assert run_job(leader, "with-it-again")
+
+
+@pytest.mark.parametrize("how", ["silence", "headers"])
+def test_an_instance_leaves_in_time_beside_a_server_that_stalls(how: str) -> None:
+    """The peers are told first: they would wait for the timeout else."""
+    with Rendezvous() as server:
+        patient = [dataclasses.replace(each, instance_timeout=30.0) for each in configs_at(server)]
+        leaving = build_cluster(patient[1])
+        with build_cluster(patient[0]) as leader, leaving:
+            leader.wait_until_ready(READY_TIMEOUT)
+            server.stalling = how
+            began = time.monotonic()
+            leaving.close()
+            assert time.monotonic() - began < 2.0
+            wait_until(lambda: leader.connected_peers == [], lambda: leader.info().text())
+            assert time.monotonic() - began < 10.0
+            server.stalling = None

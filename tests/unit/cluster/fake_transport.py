@@ -339,6 +339,9 @@ class FakeDiscovery:
     def troubles(self) -> dict[int, str]:
         return {self.peers[-1]: "cannot resolve its name"}
 
+    def stop_soon(self) -> None:
+        self.is_closed = True
+
     def close(self) -> None:
         self.is_closed = True
 

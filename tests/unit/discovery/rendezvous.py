@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY_HEADER = "X-Cluster-Key"
+LONGEST_STALL = 20.0  # seconds; for a test that fails, not to hang
 
 
 class Rendezvous:
@@ -29,9 +32,14 @@ class Rendezvous:
         self.hides_unknown = False
         """Whether it answers for an unknown cluster as for a wrong key."""
         self.headers: dict[str, str] = {}
+        self.stalling: str | None = None
+        """How it never comes to an end: it says nothing (`silence`), drips `headers` or a `body`,
+        or sends an `endless` one as fast as it can."""
+        self.connection_count = 0
         self.changed = threading.Condition()
         self._revision = 0
         self._tells_revisions = tells_revisions
+        self._has_ended = threading.Event()
         self._server: ThreadingHTTPServer | None = None
 
     @property
@@ -43,6 +51,10 @@ class Rendezvous:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                rendezvous.connection_count += 1
+                super().setup()
 
             def answer(self) -> None:
                 rendezvous.answer(self)
@@ -60,6 +72,7 @@ class Rendezvous:
 
     def __exit__(self, *_: object) -> None:
         assert self._server is not None
+        self._has_ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -95,6 +108,9 @@ class Rendezvous:
         with self.changed:
             self.asked.append(f"{request.command} {request.path}")
             self.changed.notify_all()
+        if self.stalling is not None:
+            self._stall(request)
+            return
         status, answer = self.failing or self._right_answer(request, body)
         data = json.dumps(answer).encode() if self.raw_answer is None else self.raw_answer
         if "Date" in self.headers:
@@ -110,6 +126,19 @@ class Rendezvous:
         request.end_headers()
         if status != 304:
             request.wfile.write(data)
+
+    def _stall(self, request: BaseHTTPRequestHandler) -> None:
+        request.close_connection = True
+        with contextlib.suppress(OSError):  # who asked has gone
+            if self.stalling != "silence":
+                request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            if self.stalling in ("body", "endless"):
+                request.wfile.write(b"no\r\n\r\n[")
+            size, pause = (1 << 16, 0.0) if self.stalling == "endless" else (1, 0.02)
+            until = time.monotonic() + LONGEST_STALL
+            while not self._has_ended.wait(pause) and time.monotonic() < until:
+                if self.stalling != "silence":
+                    request.wfile.write(b" " * size)
 
     def _right_answer(
         self, request: BaseHTTPRequestHandler, body: dict[str, Any]
@@ -174,3 +203,23 @@ def silent_server() -> Iterator[str]:
     """The URL of a port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def dripping_tls_server() -> Iterator[str]:
+    """The URL of a server whose first TLS record never ends."""
+    has_ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with contextlib.suppress(OSError), server.accept()[0] as connection:
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # handshake, TLS 1.2, 16 KiB
+            until = time.monotonic() + LONGEST_STALL
+            while not has_ended.wait(0.02) and time.monotonic() < until:
+                connection.sendall(b"\0")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        has_ended.set()
+        thread.join()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import socket
+import threading
 from collections.abc import Iterator
 from email.utils import format_datetime
 
@@ -11,6 +13,7 @@ import pytest
 
 from comfy_cluster.config import Role
 from comfy_cluster.discovery import registry
+from comfy_cluster.discovery.exchanges import LARGEST_ANSWER
 from comfy_cluster.discovery.registry import (
     IndexTaken,
     Listed,
@@ -19,7 +22,7 @@ from comfy_cluster.discovery.registry import (
     Registry,
 )
 from comfy_cluster.errors import RegistrationRefused, RegistryUnavailable
-from tests.unit.discovery.rendezvous import Rendezvous, silent_server
+from tests.unit.discovery.rendezvous import Rendezvous, dripping_tls_server, silent_server
 
 KEY = "k" * 32
 OWN = Registration("c", 2, "10.0.0.3", 9998, Role.FOLLOWER)
@@ -115,6 +118,88 @@ def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.05)
     with silent_server() as url, pytest.raises(RegistryUnavailable, match="does not answer in"):
         client(url).register(OWN)
+
+
+@pytest.mark.parametrize("how", ["silence", "headers", "body"])
+def test_an_answer_that_never_ends_has_its_time(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each byte comes in time; all of them never."""
+    monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.2)
+    asking = client(server.url)
+    server.stalling = how
+    with pytest.raises(RegistryUnavailable, match="does not answer in time"):
+        asking.instances()
+    asking.leave(2, timeout=0.2)
+    server.stalling = None
+    server.put(0)
+    listing = asking.instances()
+    assert listing is not None and len(listing.instances) == 1
+
+
+def test_a_tls_handshake_that_never_ends_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.2)
+    with (
+        dripping_tls_server() as url,
+        pytest.raises(RegistryUnavailable, match="does not answer in time"),
+    ):
+        client(url).instances()
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(server: Rendezvous) -> None:
+    server.stalling = "endless"
+    with pytest.raises(RegistryUnavailable) as info:
+        client(server.url).instances()
+    text = str(info.value)
+    assert text.startswith(f"{server.url} answers GET /instances/c with more than 4 MiB")
+    assert "COMFY_CLUSTER_STUN_SERVER" in text
+
+
+def test_a_large_answer_that_tells_its_size_is_not_read_either(server: Rendezvous) -> None:
+    server.raw_answer = b" " * (LARGEST_ANSWER + 1)
+    with pytest.raises(RegistryUnavailable, match="more than 4 MiB"):
+        client(server.url).register(OWN)
+    server.raw_answer = b" " * (LARGEST_ANSWER - 2) + b"{}"
+    assert client(server.url).register(OWN) == ()
+
+
+def test_what_is_packed_stays_packed(server: Rendezvous) -> None:
+    server.raw_answer = gzip.compress(bytes(1 << 20))
+    server.headers["Content-Encoding"] = "gzip"
+    with pytest.raises(RegistrationRefused, match="does not answer with JSON"):
+        client(server.url).instances()
+
+
+def test_json_without_a_bottom_is_no_json(server: Rendezvous) -> None:
+    server.raw_answer = b"[" * 100_000
+    with pytest.raises(RegistrationRefused, match="does not answer with JSON"):
+        client(server.url).instances()
+
+
+def test_whoever_is_interrupted_asks_no_more(server: Rendezvous) -> None:
+    asking = client(server.url)
+    server.stalling = "silence"
+
+    def interrupt() -> None:
+        server.wait_for("GET /instances/c")
+        asking.interrupt()
+
+    asked = threading.Thread(target=interrupt)
+    asked.start()
+    for _ in range(2):
+        with pytest.raises(RegistryUnavailable, match="does not answer in time"):
+            asking.instances()
+    asked.join()
+    assert len(server.asked) == 1
+
+
+def test_one_connection_serves_all_questions(server: Rendezvous) -> None:
+    asking = client(server.url)
+    for _ in range(5):
+        asking.register(OWN)
+        asking.instances()
+    asking.close()
+    assert server.connection_count == 1
 
 
 def test_no_tls(server: Rendezvous) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -273,3 +275,78 @@ def test_an_observer_registers_where_nobody_is_and_leaves(server: Rendezvous) ->
     assert server.instances["c", "1"]["port"] == 9001
     observer.discovery.close()
     server.wait_for("DELETE /instance/c/1")
+
+
+STALLS = ["silence", "headers", "body"]
+CLOSING = 2.0  # seconds; closing has one, and the rest is for a busy machine
+
+
+def seconds_to_close(one: Looking) -> float:
+    began = time.monotonic()
+    one.discovery.close()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", STALLS)
+def test_closing_does_not_wait_for_a_server_that_stalls(server: Rendezvous, how: str) -> None:
+    one = Looking(server.url)
+    one.start()
+    server.wait_for("GET /instances/c")
+    server.stalling = how
+    asked = sum(each.startswith("GET") for each in server.asked)
+    server.put(0)  # news: it asks again
+    server.wait_for("GET /instances/c", count=asked + 1)
+    assert seconds_to_close(one) < CLOSING
+    server.wait_for("DELETE /instance/c/1")  # it has tried
+
+
+@pytest.mark.parametrize("how", STALLS)
+def test_closing_does_not_wait_for_a_server_that_never_registered_it(how: str) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Rendezvous()) for _ in range(3)]
+        one = Looking(*(each.url for each in servers))
+        for each in servers:
+            each.stalling = how
+        one.start()
+        for each in servers:
+            each.wait_for("POST /register-instance")
+        assert seconds_to_close(one) < CLOSING
+        assert seconds_to_close(one) < 0.5, "the second time there is nothing to wait for"
+
+
+def test_closing_ends_the_wait_for_news_and_leaves() -> None:
+    with Rendezvous(tells_revisions=True) as server:
+        server.put(0)
+        one = Looking(server.url, count=2)
+        one.start()
+        one.next_member()
+        server.wait_for("GET /instances/c?wait")
+        assert seconds_to_close(one) < CLOSING
+        assert ("c", "1") not in server.instances
+        (asked,) = one.discovery._servers
+        assert asked.thread is not None and not asked.thread.is_alive()
+
+
+def test_closing_says_nothing_of_what_it_interrupted(caplog: pytest.LogCaptureFixture) -> None:
+    with Rendezvous(tells_revisions=True) as server, looking(server.url):
+        server.wait_for("GET /instances/c?wait")
+    assert not [each for each in caplog.records if each.levelname == "WARNING"]
+
+
+def test_closing_does_not_wait_for_a_name_server(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Looking(server.url)
+    one.start()
+    server.wait_for("GET /instances/c")
+    answered = threading.Event()
+
+    def silent(*_: object, **__: object) -> NoReturn:
+        answered.wait(WAIT)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    try:
+        assert seconds_to_close(one) < CLOSING
+    finally:
+        answered.set()
