@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
+AUDIT_PER_CLUSTER = 10_000  # events, and some more until the next are dropped: none fills the store
+
 
 class StoreUnavailable(Exception):
     """The store cannot be read or written now; the text says which, where and why."""
@@ -164,7 +166,7 @@ class Store(Protocol):
 
     def forget_idle(self, *, before: float) -> list[str]:
         """Removes clusters without operator's key and leases that were last changed before that
-        Unix time, with their keys; their ids."""
+        Unix time, with keys and audit: who takes such an id next is somebody else. Their ids."""
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
         """Adds one to `bucket` in the window of `window` seconds that `wall` lies in; the sum."""

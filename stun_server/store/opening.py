@@ -12,7 +12,8 @@ from stun_server.store.sqlite import SqliteStore
 def open_store(url: str) -> Store:
     """The store at `url`, without a connection yet: those are made by use, after any fork.
 
-    SettingsError: the library for it is missing. StoreUnavailable comes with the first use.
+    SettingsError: the library for it is missing, or the URL is wrong. StoreUnavailable comes with
+    the first use.
     """
     if url.startswith("sqlite:///"):
         return SqliteStore(Path(url.removeprefix("sqlite:///")))
@@ -20,6 +21,9 @@ def open_store(url: str) -> Store:
         from stun_server.store.redis import RedisStore
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"STUN_STORE={url.split('@')[-1]!r} needs redis-py: pip install 'redis>=5'"
+            f"STUN_STORE={url.partition(':')[0]}://... needs redis-py: pip install 'redis>=5'"
         ) from error
-    return RedisStore(url)
+    try:
+        return RedisStore(url)
+    except ValueError as error:
+        raise SettingsError(f"Invalid STUN_STORE, a URL of Redis: {error}") from error

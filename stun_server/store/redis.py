@@ -19,8 +19,11 @@ from dataclasses import asdict
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from stun_server.store.base import (
+    AUDIT_PER_CLUSTER,
     AuditEvent,
     ClusterKey,
     ClusterView,
@@ -36,7 +39,6 @@ PREFIX = "comfy-cluster-registry:1:"
 TIMEOUT = 3.0  # seconds of a connection, and of one command
 MOST_TRIES = 200  # of a step that others were faster than
 LONGEST_PAUSE = 0.02  # seconds before the next try
-AUDIT_PER_CLUSTER = 10_000  # events
 _LOCKS = 64
 
 # KEYS: leases, expiry, pings. ARGV: instance id, boot id or "", ttl, wall time.
@@ -51,16 +53,28 @@ redis.call('ZADD', KEYS[2], string.format('%.6f', now + ARGV[3]), ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 return 2
 """
-# KEYS: expiry. ARGV: when the servers were last alive, what those get that lived then, now.
+# One step, so that no other server sees leases of before an absence as over, and so that the time
+# is not older than the sign of life that it is compared with. KEYS: alive-at, active.
+# ARGV: ttl, silence, the prefix of the clusters' expiry.
 _RESUME = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local alive_at = tonumber(redis.call('GET', KEYS[1]) or now)
+redis.call('SET', KEYS[1], string.format('%.6f', now))
+if math.abs(now - alive_at) <= tonumber(ARGV[2]) then return 0 end
 local renewed = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    local expires_at = tonumber(redis.call('ZSCORE', KEYS[1], id))
-    if expires_at > tonumber(ARGV[1]) then
-        redis.call('ZADD', KEYS[1], ARGV[2], id)
-        renewed = renewed + 1
-    elseif expires_at > tonumber(ARGV[3]) then
-        redis.call('ZADD', KEYS[1], ARGV[3], id)
+local fresh, over = string.format('%.6f', now + ARGV[1]), string.format('%.6f', now)
+for _, cluster in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+    local expiry = ARGV[3] .. cluster
+    local held = redis.call('ZRANGE', expiry, 0, -1, 'WITHSCORES')
+    for at = 1, #held, 2 do
+        local expires_at = tonumber(held[at + 1])
+        if expires_at > alive_at then
+            redis.call('ZADD', expiry, fresh, held[at])
+            renewed = renewed + 1
+        elseif expires_at > now then
+            redis.call('ZADD', expiry, over, held[at])
+        end
     end
 end
 return renewed
@@ -73,7 +87,8 @@ class RedisStore:
     """`url` as redis-py has it. Connects by its first use; thread-safe, fork-safe."""
 
     def __init__(self, url: str, *, wall: Callable[[], float] = time.time) -> None:
-        self._where = url.rpartition("@")[2] if "@" in url else url.partition("//")[2]
+        # Neither the password before "@" nor one in the query is for logs.
+        self._where = url.partition("?")[0].partition("//")[2].rpartition("@")[2]
         self._wall = wall
         self._client: Any = redis.Redis.from_url(
             url,
@@ -81,6 +96,9 @@ class RedisStore:
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
             health_check_interval=30,
+            # Once, at once: for connections of before a restart of Redis. Not after a time-out,
+            # since a Redis that hangs would hold each request for many times as long.
+            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
         )
         self._renew = self._client.register_script(_RENEW)
         self._resume = self._client.register_script(_RESUME)
@@ -92,7 +110,7 @@ class RedisStore:
             return _seconds(self._client.time())
 
     def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
-        with self._errors(), self._lock_of(cluster_id):
+        with self._errors(), self._alone_with(cluster_id):
             for _ in range(MOST_TRIES):
                 with self._client.pipeline() as pipe:
                     try:
@@ -166,7 +184,7 @@ class RedisStore:
         event: AuditEvent,
     ) -> tuple[ClusterKey, ...]:
         where = _key("keys", cluster_id)
-        with self._errors(), self._lock_of(cluster_id):
+        with self._errors(), self._alone_with(cluster_id):
             for _ in range(MOST_TRIES):
                 with self._client.pipeline() as pipe:
                     try:
@@ -185,23 +203,37 @@ class RedisStore:
         raise StoreUnavailable(f"STUN_STORE, Redis at {self._where}: keys change all the time")
 
     def forget_idle(self, *, before: float) -> list[str]:
-        forgotten = []
         with self._errors():
-            for cluster_id in sorted(self._client.smembers(_key("with-keys"))):
-                keys = self.keys(cluster_id)
-                changed_at = float(
-                    self._client.hget(_key("cluster", cluster_id), "changed_at") or 0
-                )
-                latest = max([changed_at, *(key.created_at for key in keys)])
-                is_kept = any(key.is_operators for key in keys) or latest >= before
-                if is_kept or self._client.hlen(_key("leases", cluster_id)):
-                    continue
-                pipe = self._client.pipeline()
-                _write_keys(pipe, cluster_id, keys, ())
-                pipe.delete(*(_key(name, cluster_id) for name in ("cluster", "audit")))
+            cluster_ids = sorted(self._client.smembers(_key("with-keys")))
+            pipe = self._client.pipeline(transaction=False)
+            for cluster_id in cluster_ids:
+                _read_idleness(pipe, cluster_id)
+            found = iter(pipe.execute())
+            idle = [
+                cluster_id
+                for cluster_id, *told in zip(cluster_ids, found, found, found, strict=True)
+                if _is_idle(*told, before=before)
+            ]
+            return [cluster_id for cluster_id in idle if self._forget(cluster_id, before)]
+
+    def _forget(self, cluster_id: str, before: float) -> bool:
+        """False: somebody has registered this moment."""
+        with self._client.pipeline() as pipe:
+            pipe.watch(*(_key(name, cluster_id) for name in ("keys", "cluster", "leases")))
+            stored = pipe.hvals(_key("keys", cluster_id))
+            changed_at = pipe.hget(_key("cluster", cluster_id), "changed_at")
+            lease_count = pipe.hlen(_key("leases", cluster_id))
+            if not _is_idle(stored, changed_at, lease_count, before=before):
+                return False
+            pipe.multi()
+            _write_keys(pipe, cluster_id, _cluster_keys(stored), ())
+            pipe.delete(*(_key(name, cluster_id) for name in ("cluster", "audit")))
+            pipe.srem(_key("audited"), cluster_id)
+            try:
                 pipe.execute()
-                forgotten.append(cluster_id)
-        return forgotten
+            except redis.WatchError:
+                return False
+        return True
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
         where = _key("count", f"{bucket}:{wall // window * window:.0f}")
@@ -223,21 +255,17 @@ class RedisStore:
 
     def prune_audit(self, *, before: float) -> None:
         with self._errors():
-            for cluster_id in self._client.smembers(_key("with-keys")):
-                self._client.xtrim(_key("audit", cluster_id), minid=int(before * 1000))
+            pipe = self._client.pipeline(transaction=False)
+            for cluster_id in self._client.smembers(_key("audited")):
+                pipe.xtrim(_key("audit", cluster_id), minid=int(before * 1000))
+            pipe.execute()
 
     def resume(self, *, ttl: float, silence: float) -> int:
-        renewed = 0
         with self._errors():
-            now = _seconds(self._client.time())
-            alive_at = float(self._client.get(_key("alive-at")) or now)
-            if now - alive_at > silence or now < alive_at:
-                for cluster_id in self._client.smembers(_key("active")):
-                    renewed += self._resume(
-                        keys=[_key("expiry", cluster_id)], args=[alive_at, now + ttl, now]
-                    )
-            self._client.set(_key("alive-at"), repr(now))
-        return renewed
+            renewed = self._resume(
+                keys=[_key("alive-at"), _key("active")], args=[ttl, silence, _key("expiry") + ":"]
+            )
+        return int(renewed)
 
     def totals(self) -> Totals:
         with self._errors():
@@ -257,8 +285,16 @@ class RedisStore:
         self._client.set(_key("epoch"), secrets.token_hex(4), nx=True)
         return str(self._client.get(_key("epoch")))
 
-    def _lock_of(self, cluster_id: str) -> threading.Lock:
-        return self._locks[hash(cluster_id) % _LOCKS]
+    @contextlib.contextmanager
+    def _alone_with(self, cluster_id: str) -> Iterator[None]:
+        """No other thread of this process changes the cluster meanwhile."""
+        lock = self._locks[hash(cluster_id) % _LOCKS]
+        if not lock.acquire(timeout=TIMEOUT):
+            raise redis.TimeoutError("those before this one got no answer")
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -386,6 +422,18 @@ def _cluster_keys(stored: list[str]) -> tuple[ClusterKey, ...]:
     return tuple(sorted(keys, key=lambda key: (-key.created_at, key.key_hash)))
 
 
+def _read_idleness(pipe: Any, cluster_id: str) -> None:
+    pipe.hvals(_key("keys", cluster_id))
+    pipe.hget(_key("cluster", cluster_id), "changed_at")
+    pipe.hlen(_key("leases", cluster_id))
+
+
+def _is_idle(stored: list[str], changed_at: str | None, lease_count: int, *, before: float) -> bool:
+    keys = _cluster_keys(stored)
+    latest = max([float(changed_at or 0), *(key.created_at for key in keys)])
+    return not lease_count and latest < before and not any(key.is_operators for key in keys)
+
+
 def _write_keys(
     pipe: Any, cluster_id: str, before: tuple[ClusterKey, ...], after: tuple[ClusterKey, ...]
 ) -> None:
@@ -405,4 +453,5 @@ def _write_keys(
 def _record(pipe: Any, event: AuditEvent) -> None:
     where = _key("audit", event.cluster_id)
     text = json.dumps(asdict(event))
+    pipe.sadd(_key("audited"), event.cluster_id)
     pipe.xadd(where, {"event": text}, maxlen=AUDIT_PER_CLUSTER, approximate=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from stun_server.store import host_clock
 from stun_server.store.base import (
+    AUDIT_PER_CLUSTER,
     AuditEvent,
     ClusterKey,
     ClusterView,
@@ -34,6 +35,7 @@ from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
 
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
+_AUDIT_LOOK = 256  # events after which one looks for too many: it costs a walk along the index
 _LEASE_COLUMNS = (
     "instance_id, boot_id, address, port, role, generation, registered_at, last_ping_at, "
     "expires_at, candidates, replaced"
@@ -164,6 +166,7 @@ class SqliteStore:
             for (cluster_id,) in rows:
                 connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
                 connection.execute("DELETE FROM clusters WHERE cluster_id = ?", (cluster_id,))
+                connection.execute("DELETE FROM audit WHERE cluster_id = ?", (cluster_id,))
         return [row[0] for row in rows]
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
@@ -196,8 +199,9 @@ class SqliteStore:
             )
 
     def resume(self, *, ttl: float, silence: float) -> int:
-        now, boot_id = self._clock(), self._boot_id()
+        boot_id = self._boot_id()
         with self._writes() as connection:
+            now = self._clock()  # within: another process's sign of life is not later than it
             meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
             alive_at = float(meta.get("alive_at", now))
             is_rebooted = meta.get("boot_id", boot_id) != boot_id or now < alive_at
@@ -402,10 +406,16 @@ def _keys(connection: sqlite3.Connection, cluster_id: str) -> tuple[ClusterKey, 
 
 def _record(connection: sqlite3.Connection, event: AuditEvent) -> None:
     values = (event.at, event.event, event.cluster_id, event.instance_id, event.source)
-    connection.execute(
+    added = connection.execute(
         f"INSERT INTO audit ({_AUDIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (*values, event.key_fingerprint, event.request_id, event.detail),
-    )
+    ).lastrowid
+    if added is not None and added % _AUDIT_LOOK == 0:
+        connection.execute(
+            "DELETE FROM audit WHERE cluster_id = ?1 AND id <= (SELECT id FROM audit "
+            "WHERE cluster_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+            (event.cluster_id, AUDIT_PER_CLUSTER),
+        )
 
 
 def _count(connection: sqlite3.Connection, key: tuple[str, int]) -> int:
