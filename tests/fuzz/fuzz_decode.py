@@ -1,5 +1,7 @@
 """What is fuzzed: each target takes any bytes, and fails where the codec breaks its word.
 
+STUN's messages are in `fuzz_stun_messages.py`; all else here is the codec of tensors.
+
 That is: any exception but CorruptPayload, a tensor larger than allowed, other bits the second time,
 a tensor that does not survive being encoded again, or an end of the process. A target tells whether
 the codec accepted the bytes. `run_target.py` runs them under atheris, `test_fuzz.py` both.
@@ -25,6 +27,7 @@ from comfy_cluster.codec.level_files import BANDS_SIGNATURE, PLAIN_SIGNATURE, ba
 from comfy_cluster.codec.levels import Levels
 from comfy_cluster.codec.png import SIGNATURE as PNG_SIGNATURE
 from comfy_cluster.errors import CorruptPayload
+from tests.fuzz.fuzz_stun_messages import fuzz_stun
 from tests.fuzz.guarded import GuardedMemory, fill_new_memory
 
 LIMIT = 1 << 16  # bytes of a decoded tensor
@@ -228,4 +231,5 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     "webp": fuzz_webp,
     "levels": fuzz_levels,
     "blocks": fuzz_blocks,
+    "stun": fuzz_stun,
 }

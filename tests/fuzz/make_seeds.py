@@ -1,4 +1,4 @@
-"""Where fuzzing begins: what the codec makes of small tensors. `python -m tests.fuzz.make_seeds`.
+"""Where fuzzing begins: what the codecs make of small values. `python -m tests.fuzz.make_seeds`.
 
 Writes them to `corpus/`, each by the hash of its content, beside what the fuzzer found since. Of a
 folder in which it worked, it keeps there what reaches more:
@@ -24,6 +24,13 @@ from comfy_cluster.codec.level_files import HEADER_SIZE, encode_bands
 from comfy_cluster.codec.levels import Levels
 from comfy_cluster.codec.png import SIGNATURE, encode_png
 from comfy_cluster.codec.webp import encode_webp
+from stun_server.binding.messages import (
+    AttributeType,
+    encode_binding_error,
+    encode_binding_request,
+    encode_binding_success,
+)
+from tests.fuzz.fuzz_stun_messages import AS_IT_IS, FINGERPRINT, ID
 
 CORPUS = Path(__file__).with_name("corpus")
 IMAGE_SHAPES = [(5, 7, 1), (5, 7, 3), (4, 6, 4), (1, 20, 3), (20, 1, 4), (16, 16, 3)]
@@ -131,6 +138,26 @@ def blocks_seeds() -> Iterator[bytes]:
         yield (999).to_bytes(2, "little") + b"\x01" + b"".join(map(record, blocks))
 
 
+def stun_seeds() -> Iterator[bytes]:
+    messages = [
+        encode_binding_request(ID),
+        encode_binding_request(ID, software="someone"),
+        encode_binding_success(ID, ("192.0.2.1", 3478), software="someone"),
+        encode_binding_success(ID, ("2001:db8::1", 3478)),
+        encode_binding_error(ID, 420, unknown_attributes=[3, 0x24]),
+    ]
+    for message in messages:
+        yield bytes([AS_IT_IS]) + message
+        number = message[0] * 2 | message[1] >> 4  # the class
+        yield bytes([number]) + message[20:]
+        yield bytes([number | FINGERPRINT]) + message[20:]
+    for size, number in enumerate([*AttributeType, 3, 0x24, 0xFFFF]):
+        if number not in (AttributeType.FINGERPRINT, 0x08, 0x1C):
+            yield bytes([FINGERPRINT]) + struct.pack(">HH", number, size) + bytes(size)
+    integrity = struct.pack(">HH", 0x08, 20) + bytes(20)
+    yield bytes([FINGERPRINT]) + integrity + struct.pack(">HH", 0x1C, 32) + bytes(32) + integrity
+
+
 SEEDS = {
     "decode": decode_seeds,
     "assembly": assembly_seeds,
@@ -138,6 +165,7 @@ SEEDS = {
     "webp": webp_seeds,
     "levels": levels_seeds,
     "blocks": blocks_seeds,
+    "stun": stun_seeds,
 }
 
 

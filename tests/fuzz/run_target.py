@@ -12,7 +12,9 @@ import sys
 import atheris
 import numcodecs.blosc
 
-with atheris.instrument_imports(include=["comfy_cluster.codec", "tests.fuzz"]):
+with atheris.instrument_imports(
+    include=["comfy_cluster.codec", "stun_server.binding", "tests.fuzz"]
+):
     import comfy_cluster.codec.sample  # noqa: F401  # all of the codec is loaded in here
     from tests.fuzz.fuzz_decode import TARGETS
 
