@@ -2,9 +2,9 @@
 
 What is sent and what it means is decided in `beacons.py`. This is the socket, the thread and the
 interfaces around it. Broadcasts go to the directed address of every interface's network, because
-255.255.255.255 fails without a default route; with SINGLE_HOST to 127.255.255.255 alone, so that
-nobody outside of this machine hears of its instances. All instances of a machine share the port:
-each gets every broadcast.
+255.255.255.255 fails without a default route; with SINGLE_HOST to loopback alone, so that nobody
+outside of this machine hears of its instances. All instances of a machine share the port: each gets
+every broadcast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from comfy_cluster import identity
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
 from comfy_cluster.discovery.beacons import Beacons, Conflict, Found, Identity
-from comfy_cluster.discovery.interfaces import LOOPBACK_BROADCAST, Interface, broadcast_interfaces
+from comfy_cluster.discovery.interfaces import Interface, broadcast_interfaces, loopback_interface
 from comfy_cluster.discovery.static import resolve_ipv4
 from comfy_cluster.errors import ConfigError, DiscoveryError
 from comfy_cluster.wire import LARGEST_BEACON
@@ -33,7 +33,6 @@ INTERFACE_INTERVAL = 1.0  # seconds between two looks at the interfaces while so
 SILENCE = 10.0  # seconds after which it is worth a word that an instance was never heard
 CLOSE_TIMEOUT = 0.5  # seconds; the thread ends within a turn
 _LARGEST_BURST = 64  # datagrams taken at a time
-_LOOPBACK = Interface("loopback", "127.0.0.1", LOOPBACK_BROADCAST)
 
 
 class BroadcastDiscovery:
@@ -44,10 +43,12 @@ class BroadcastDiscovery:
         config: ClusterConfig,
         *,
         read_interfaces: Callable[[], Sequence[Interface]] = broadcast_interfaces,
+        loopback: Interface | None = None,
         is_observer: bool = False,
     ) -> None:
         self._config = config
         self._read_interfaces = read_interfaces
+        self._loopback = (loopback or loopback_interface()) if config.single_host else None
         self._beacons = Beacons(_identity_of(config, is_observer), time.monotonic())
         self._interfaces: list[Interface] = []
         self._refreshed_at = 0.0
@@ -65,7 +66,7 @@ class BroadcastDiscovery:
     def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
         """ConfigError: the broadcast port cannot be bound."""
         self._on_member, self._on_failure = on_member, on_failure
-        self._socket = open_broadcast_socket(self._config.broadcast_port)
+        self._socket = open_broadcast_socket(self._config.broadcast_port, self._loopback)
         self._wakers = socket.socketpair()
         self._refresh_interfaces()
         if not self._interfaces:
@@ -187,8 +188,10 @@ class BroadcastDiscovery:
 
     def _refresh_interfaces(self) -> None:
         self._refreshed_at = time.monotonic()
-        found = [_LOOPBACK] if self._config.single_host else list(self._read_interfaces())
-        found = [each for each in found if self._listens_on(each)]
+        if self._loopback is not None:
+            found = [self._loopback]
+        else:
+            found = [each for each in self._read_interfaces() if self._listens_on(each)]
         is_new = not set(found) <= set(self._interfaces)
         self._interfaces = found
         if is_new:
@@ -198,7 +201,7 @@ class BroadcastDiscovery:
 
     def _listens_on(self, interface: Interface) -> bool:
         listen_address = self._config.listen_address
-        return listen_address in ("0.0.0.0", "::", interface.address) or interface is _LOOPBACK
+        return listen_address in ("0.0.0.0", "::", interface.address)
 
     def _receive(self, sock: socket.socket) -> None:
         for _ in range(_LARGEST_BURST):
@@ -263,10 +266,11 @@ def _identity_of(config: ClusterConfig, is_observer: bool) -> Identity:
     )
 
 
-def open_broadcast_socket(port: int) -> socket.socket:
+def open_broadcast_socket(port: int, loopback: Interface | None = None) -> socket.socket:
     """A socket that shares `port` with the other instances of this machine.
 
-    ConfigError: another program has it.
+    `loopback`: it is for those alone, and hears them there. ConfigError: another program has the
+    port, or the group of that interface cannot be joined.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
@@ -284,7 +288,29 @@ def open_broadcast_socket(port: int) -> socket.socket:
             variable="COMFY_CLUSTER_BROADCAST_PORT",
             value=str(port),
         ) from error
+    if loopback is not None and loopback.is_multicast:
+        _join(sock, loopback)
     return sock
+
+
+def _join(sock: socket.socket, interface: Interface) -> None:
+    """Hears and sends to the group of `interface`, there and nowhere else."""
+    own = socket.inet_aton(interface.address)
+    try:
+        group = socket.inet_aton(interface.broadcast)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)  # RFC 1112 section 6.1
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"COMFY_CLUSTER_SINGLE_HOST=true: the multicast group {interface.broadcast}, by which "
+            f"instances of this machine find each other, cannot be joined on {interface}: "
+            f"{error.strerror or error}; use COMFY_CLUSTER_REGISTRATION_MODE=static",
+            variable="COMFY_CLUSTER_SINGLE_HOST",
+            value="true",
+        ) from error
 
 
 def _ignore(*_: object) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
 
 LOOPBACK_BROADCAST = "127.255.255.255"
+# Of the administratively scoped addresses (RFC 2365 section 6.1); it never leaves the machine.
+LOOPBACK_GROUP = "239.255.99.67"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,10 +25,24 @@ class Interface:
     name: str
     address: str
     broadcast: str
-    """Where the directed broadcast of its network goes."""
+    """Where the directed broadcast of its network goes; or a multicast group that stands for it."""
+
+    @property
+    def is_multicast(self) -> bool:
+        return ipaddress.ip_address(self.broadcast).is_multicast
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address})"
+
+
+def loopback_interface(platform: str = sys.platform) -> Interface:
+    """How all instances of this machine are reached at once.
+
+    By a broadcast where loopback can: the BSDs' and macOS' lo0 has no IFF_BROADCAST, but multicast.
+    """
+    has_broadcast = platform != "darwin" and "bsd" not in platform
+    destination = LOOPBACK_BROADCAST if has_broadcast else LOOPBACK_GROUP
+    return Interface("loopback", "127.0.0.1", destination)
 
 
 def broadcast_interfaces() -> list[Interface]:

@@ -6,6 +6,7 @@ import sys
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode
 from comfy_cluster.discovery.broadcast import open_broadcast_socket
+from comfy_cluster.discovery.interfaces import loopback_interface
 from comfy_cluster.doctor.findings import Finding, Layer, failure, ok, warning
 from comfy_cluster.doctor.firewalls import rule_here
 from comfy_cluster.errors import ConfigError
@@ -92,7 +93,9 @@ def check_broadcast_port(config: ClusterConfig) -> list[Finding]:
         return []
     subject = f"UDP {config.broadcast_port}"
     try:
-        open_broadcast_socket(config.broadcast_port).close()
+        open_broadcast_socket(
+            config.broadcast_port, loopback_interface() if config.single_host else None
+        ).close()
     except ConfigError as error:
         return [
             failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ import pytest
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery import interfaces
 from comfy_cluster.discovery.interfaces import (
+    LOOPBACK_GROUP,
     Interface,
     address_towards,
     broadcast_interfaces,
+    loopback_interface,
     mtu_towards,
 )
 from comfy_cluster.discovery.own_address import own_hostname
@@ -55,6 +58,24 @@ def test_networks_are_broadcast_to_and_tunnels_and_loopback_are_not(
         Interface("a", "10.0.0.5", "10.0.0.255"),
         Interface("a", "10.1.2.3", "10.1.255.255"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("platform", "destination"),
+    [
+        ("linux", "127.255.255.255"),
+        ("win32", "127.255.255.255"),
+        ("darwin", LOOPBACK_GROUP),
+        ("freebsd14", LOOPBACK_GROUP),
+        ("openbsd7", LOOPBACK_GROUP),
+    ],
+)
+def test_loopback_is_broadcast_to_where_it_can_be(platform: str, destination: str) -> None:
+    chosen = loopback_interface(platform)
+    assert (chosen.address, chosen.broadcast) == ("127.0.0.1", destination)
+    assert chosen.is_multicast is (destination == LOOPBACK_GROUP)
+    # Of the scope that an organisation divides by itself: RFC 2365 section 6.1.
+    assert ipaddress.ip_address(LOOPBACK_GROUP) in ipaddress.ip_network("239.255.0.0/16")
 
 
 def test_the_address_towards_loopback_is_loopback() -> None:
