@@ -58,7 +58,7 @@ _LARGEST_GAIN = 4  # bytes of an answer above twice the request: a bare request 
 
 # Linux tells with each packet which of our addresses it was sent to, and lets us choose ours.
 _KEEPS_ADDRESS = sys.platform == "linux"
-_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)  # of Linux; Python 3.10 has no name for it
+_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)  # of Linux; no name before Python 3.12
 _ANCILLARY_SIZE = 64  # bytes: one of both structures below, with its header
 
 
