@@ -9,7 +9,9 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -19,8 +21,15 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from stun_server.logs import logger
 from stun_server.operations import SERVICE, json_answer
-from stun_server.problems import KeyRefused, Problem, TooManyFailures
+from stun_server.problems import (
+    InstanceHeld,
+    InvalidRequest,
+    KeyRefused,
+    Problem,
+    TooManyFailures,
+)
 from stun_server.routes import operation, pages, registration, v1
+from stun_server.schemas import moment
 from stun_server.service import Service
 from stun_server.settings import RegistrySettings
 from stun_server.store import StoreUnavailable, open_store
@@ -99,11 +108,9 @@ def _service() -> Service:
 
 
 def _refusal(
-    status: int, code: str, text: str, faults: list[dict[str, str]] | None = None
+    status: int, code: str, text: str, more: Mapping[str, Any] = MappingProxyType({})
 ) -> Response:
-    body: dict[str, Any] = {"status": "error", "code": code, "error": text}
-    if faults:
-        body["faults"] = faults
+    body = {"status": "error", "code": code, "error": text, **more}
     body["request_id"] = g.get("request_id", "")
     return json_answer(body, status)
 
@@ -111,8 +118,13 @@ def _refusal(
 def _problem(problem: Problem) -> Response:
     if isinstance(problem, KeyRefused | TooManyFailures):
         _service().metrics.refused_keys.inc()
-    faults = getattr(problem, "faults", None)
-    answer = _refusal(problem.status, problem.code, str(problem), faults)
+    more: dict[str, Any] = {}
+    if isinstance(problem, InvalidRequest) and problem.faults:
+        more["faults"] = problem.faults
+    if isinstance(problem, InstanceHeld):
+        last_ping = moment(problem.last_ping_at)
+        more["holder"] = dict(address=problem.address, port=problem.port, last_ping=last_ping)
+    answer = _refusal(problem.status, problem.code, str(problem), more)
     if problem.retry_after is not None:
         answer.headers["Retry-After"] = str(max(1, round(problem.retry_after)))
     return answer

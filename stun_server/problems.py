@@ -77,6 +77,21 @@ class InstanceConflict(Problem):
         )
 
 
+class InstanceHeld(Problem):
+    """Another run of the instance, elsewhere, may be alive; who asked takes over from none such."""
+
+    status = HTTPStatus.CONFLICT
+    code = "instance_held"
+
+    def __init__(self, instance_id: str, address: str, port: int, last_ping_at: float) -> None:
+        super().__init__(
+            f"Instance {instance_id!r} is registered at {address} port {port}, "
+            "where a heartbeat is not late: give each instance an index of its own. If that one "
+            "has ended, this is granted as soon as its next heartbeat is missing"
+        )
+        self.address, self.port, self.last_ping_at = address, port, last_ping_at
+
+
 class ClusterFull(Problem):
     """No more instances in this cluster, or no more clusters."""
 

@@ -11,11 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stun_server.problems import ClusterFull, InstanceConflict, NotRegistered
+from stun_server.problems import (
+    ClusterFull,
+    InstanceConflict,
+    InstanceHeld,
+    NotRegistered,
+    Problem,
+)
 from stun_server.settings import RegistrySettings
 from stun_server.store import AuditEvent, ClusterView, Lease, Listing, Renewal, Store
 
 HEARTBEATS_PER_LEASE = 3
+LATE_AFTER = 1.5  # intervals without a heartbeat
 REPLACED_KEPT = 8  # boot ids that a lease remembers to have taken its index from
 
 
@@ -39,6 +46,8 @@ class Registration:
     port: int
     role: str
     candidates: tuple[Mapping[str, Any], ...] = ()
+    takes_over: bool = True
+    """Whether from a run elsewhere, too, that may be alive."""
 
 
 class Registry:
@@ -73,7 +82,8 @@ class Registry:
         """Grants a lease, or renews it: the same registration twice is one.
 
         A new boot id takes the index over. One that was taken over from does not come back while
-        its successor lives: InstanceConflict. ClusterFull: there is no room for another instance.
+        its successor lives: InstanceConflict. InstanceHeld: it does not take over, and would have
+        to. ClusterFull: there is no room for another instance.
         """
         events: list[AuditEvent] = []
 
@@ -91,7 +101,7 @@ class Registry:
         self._tell(events)
         if granted is None:
             assert rival is not None
-            raise InstanceConflict(registration.instance_id, rival.address, rival.port)
+            raise self._refusal(registration, rival)
         return granted, self.listing(cluster_id)
 
     def heartbeat(self, cluster_id: str, instance_id: str, boot_id: str | None = None) -> None:
@@ -141,6 +151,10 @@ class Registry:
         living = [lease for lease in listing.leases if lease.expires_at > listing.now]
         return replace(listing, leases=tuple(sorted(living, key=_order)))
 
+    def is_late(self, lease: Lease, now: float) -> bool:
+        """Whether a heartbeat is missing; `now` is on the store's clock."""
+        return lease.expires_at - now < self.ttl - LATE_AFTER * self.heartbeat_interval
+
     def next_expiry(self, listing: Listing) -> float:
         """Seconds until the first of these leases ends, unless there is a heartbeat."""
         soonest = min((lease.expires_at for lease in listing.leases), default=None)
@@ -177,6 +191,12 @@ class Registry:
             )
         if held is not None and registration.boot_id in held.replaced:
             return None, held, "conflict"
+        if (
+            held is not None
+            and not registration.takes_over
+            and self._holds(held, registration, view.now)
+        ):
+            return None, held, ""
         if held is None or held.boot_id != registration.boot_id:
             lease = self._granted(view, registration, held, wall)
             event = "register" if held is None else "replace"
@@ -194,6 +214,18 @@ class Registry:
         if event:
             view.bump()
         return lease, held, event
+
+    def _holds(self, held: Lease, registration: Registration, now: float) -> bool:
+        """Whether a run that is another one, at another place, may be alive."""
+        is_same_place = (held.address, held.port) == (registration.address, registration.port)
+        is_same_run = held.boot_id == registration.boot_id
+        return not is_same_run and not is_same_place and not self.is_late(held, now)
+
+    @staticmethod
+    def _refusal(registration: Registration, rival: Lease) -> Problem:
+        if registration.boot_id in rival.replaced:
+            return InstanceConflict(registration.instance_id, rival.address, rival.port)
+        return InstanceHeld(registration.instance_id, rival.address, rival.port, rival.last_ping_at)
 
     def _granted(
         self, view: ClusterView, registration: Registration, held: Lease | None, wall: float

@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
 )
@@ -126,6 +127,10 @@ class NewRegistration(_Strict):
     port: Port
     role: Role
     candidates: list[Candidate] = Field(default=[], max_length=CANDIDATES_TAKEN)
+    take_over: StrictBool = Field(
+        True,
+        description="false: 409 `instance_held` while another run, at another address, may live",
+    )
 
 
 class Heartbeat(_Strict):
@@ -253,6 +258,14 @@ class Fault(BaseModel):
     what: str
 
 
+class Holder(BaseModel):
+    """Of `instance_held`: the run that has the registration."""
+
+    address: str
+    port: int
+    last_ping: datetime = Field(description="Another one the next time: it lives")
+
+
 class Refusal(BaseModel):
     """Every answer that is not a success."""
 
@@ -260,6 +273,7 @@ class Refusal(BaseModel):
     code: str = Field(description="For programs; it does not change")
     error: str = Field(description="What was wrong, where, and what to do")
     faults: list[Fault] = []
+    holder: Holder | None = None
     request_id: str
 
 
@@ -280,10 +294,8 @@ def old_instance(lease: Lease) -> dict[str, Any]:
     }
 
 
-def instance(lease: Lease, *, now: float, ttl: float, heartbeat_interval: float) -> dict[str, Any]:
+def instance(lease: Lease, *, now: float, is_late: bool) -> dict[str, Any]:
     """JSON of an Instance; `now` is on the store's clock."""
-    left = lease.expires_at - now
-    is_late = ttl - left > 1.5 * heartbeat_interval
     return {
         "instance_id": lease.instance_id,
         "boot_id": lease.boot_id,
@@ -295,7 +307,7 @@ def instance(lease: Lease, *, now: float, ttl: float, heartbeat_interval: float)
         "state": "late" if is_late else "live",
         "registered_at": moment(lease.registered_at),
         "last_ping": moment(lease.last_ping_at),
-        "expires_in_s": round(left, 3),
+        "expires_in_s": round(lease.expires_at - now, 3),
     }
 
 

@@ -108,6 +108,7 @@ def register(cluster_id: str, instance_id: str) -> Response:
         body.port,
         body.role,
         tuple(each.model_dump() for each in body.candidates),
+        body.take_over,
     )
     lease, listing = service().registry.register(cluster_id, registration, asked_by)
     udp_port = service().settings.udp_port
@@ -200,12 +201,7 @@ def _cluster(cluster_id: str, listing: Listing) -> dict[str, Any]:
         "epoch": listing.epoch,
         "revision": listing.revision,
         "instances": [
-            instance(
-                lease,
-                now=listing.now,
-                ttl=registry.ttl,
-                heartbeat_interval=registry.heartbeat_interval,
-            )
+            instance(lease, now=listing.now, is_late=registry.is_late(lease, listing.now))
             for lease in listing.leases
         ],
     }
