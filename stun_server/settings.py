@@ -37,11 +37,14 @@ class RegistrySettings:
     """How the server listens, what it keeps where, and when it forgets an instance."""
 
     host: str = "0.0.0.0"
-    """`STUN_SERVER_HOST`: address to bind, of HTTP and of the UDP responder."""
+    """`STUN_SERVER_HOST`: address to bind."""
     port: int = 8089
     """`STUN_SERVER_PORT`: TCP port of HTTP."""
     udp_port: int | None = 3478
     """`STUN_UDP_PORT`: UDP port of the STUN Binding responder; `off`: None, there is none."""
+    udp_host: str | None = None
+    """`STUN_UDP_HOST`: address of the responder where it is another one than HTTP's, as behind a
+    proxy on the same machine; None: `host`."""
     cleanup_interval: float = 30.0
     """`STUN_CLEANUP_INTERVAL`: seconds between two looks for silent instances."""
     instance_timeout: float = 60.0
@@ -68,8 +71,9 @@ class RegistrySettings:
 
     @property
     def udp_addresses(self) -> tuple[str, ...]:
-        """Where the STUN responder listens: as HTTP does, and with all of IPv4 on IPv6 too."""
-        return _ALL_ADDRESSES if self.host in _ALL_ADDRESSES else (self.host,)
+        """Where the STUN responder listens; all of IPv4 is all of IPv6 too."""
+        host = self.udp_host or self.host
+        return _ALL_ADDRESSES if host in _ALL_ADDRESSES else (host,)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> RegistrySettings:
@@ -89,6 +93,7 @@ _VARIABLES = {
     "host": "STUN_SERVER_HOST",
     "port": "STUN_SERVER_PORT",
     "udp_port": "STUN_UDP_PORT",
+    "udp_host": "STUN_UDP_HOST",
     "cleanup_interval": "STUN_CLEANUP_INTERVAL",
     "instance_timeout": "STUN_INSTANCE_TIMEOUT",
     "store": "STUN_STORE",
@@ -172,6 +177,7 @@ _FORMS: dict[str, tuple[Callable[[str], Any], str]] = {
     "host": (str, "an address"),
     "port": (_port, "a port from 1 to 65535"),
     "udp_port": (_udp_port, "a port from 1 to 65535, or off"),
+    "udp_host": (str, "an address"),
     "cleanup_interval": _SECONDS,
     "instance_timeout": _SECONDS,
     "store": (_store, "sqlite:///file.sqlite3 or redis://host:6379/0"),

@@ -40,3 +40,10 @@ def test_every_variable_is_read() -> None:
 def test_errors_name_variable_value_and_expectation(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"Invalid {name}='{value}': expected "):
         RegistrySettings.from_env({name: value})
+
+
+def test_responder_listens_where_http_does_unless_it_is_told_otherwise() -> None:
+    assert RegistrySettings().udp_addresses == ("0.0.0.0", "::")
+    assert RegistrySettings(host="127.0.0.1").udp_addresses == ("127.0.0.1",)
+    behind_proxy = {"STUN_SERVER_HOST": "127.0.0.1", "STUN_UDP_HOST": "0.0.0.0"}
+    assert RegistrySettings.from_env(behind_proxy).udp_addresses == ("0.0.0.0", "::")
