@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from flask import Response, current_app, g, request
 from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from stun_server.problems import InvalidRequest
 from stun_server.registry import Asker
@@ -94,8 +95,11 @@ def json_answer(body: dict[str, Any], status: int = 200, etag: str = "") -> Resp
 
 def json_body() -> Any:
     """The request's JSON, whatever its content type says. InvalidRequest: it is none."""
+    body = request.get_data(cache=True)
+    if request.content_length is None and len(body) == request.max_content_length:
+        raise RequestEntityTooLarge  # Werkzeug cuts a body of unknown length there, and goes on
     try:
-        return json.loads(request.get_data(cache=True) or b"null")
+        return json.loads(body or b"null")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}") from None
 
