@@ -44,10 +44,13 @@ from comfy_cluster.protocol.shared_memory_port import (
 )
 from comfy_cluster.protocol.stats import PeerInfo, ProtocolStats
 from comfy_cluster.protocol.timers import Timers
-from comfy_cluster.wire import BUFFER_TYPES, Goodbye, MessageType, TransferKey
+from comfy_cluster.wire import BUFFER_TYPES, Goodbye, Message, MessageType, TransferKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+_GOODBYE = Goodbye("the instance was closed")
 
 
 class Endpoint:
@@ -363,11 +366,24 @@ class Endpoint:
         self._outgoing.close(error, now)
         self._chains.close(error, now)
         self._incoming.close(error, now)
-        goodbye = Goodbye("the instance was closed").pack()
+        goodbye = _GOODBYE.pack()
         for peer in self._connections.peers.values():
             peer.outbox.on_lost(error, now)
             self._courier.send_control_once(peer.index, MessageType.GOODBYE, goodbye)
         self._connections.close()
+
+    def farewells(self) -> list[tuple[int, bytes]]:
+        """By peer the GOODBYE that `close` would send; for any thread, changes nothing. For where
+        the control thread does not come to closing."""
+        own = self.settings.instance_index
+        return [
+            (
+                peer.index,
+                Message(0, MessageType.GOODBYE, own, peer.index, payload=_GOODBYE.pack()).pack(),
+            )
+            for peer in list(self._connections.peers.values())
+            if peer.connection is not None
+        ]
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -184,8 +184,13 @@ def _log_socket(sock: socket.socket, sizes: sockets.BufferSizes, engine_name: st
 def take_apart(parts: Parts) -> None:
     """Ends all threads and closes the socket; within two seconds, whatever the threads do."""
     has_control_ended = parts.control.stop()
-    if parts.engine_threads.stop() and has_control_ended:
+    if not has_control_ended:  # the peers would wait for the timeout
+        for peer, goodbye in parts.endpoint.farewells():
+            parts.engine.send_message(peer, goodbye)
+    have_loops_ended = parts.engine_threads.stop()
+    if have_loops_ended:
         _send_farewell(parts)
+    if have_loops_ended and has_control_ended:
         parts.sock.close()
     else:  # the socket stays open: its number must not come to mean another file to that thread
         logger.error("! a thread of the transport does not end")
@@ -197,7 +202,7 @@ def take_apart(parts: Parts) -> None:
 
 
 def _send_farewell(parts: Parts) -> None:
-    """Sends what the core left behind when it was closed: GOODBYE to every peer."""
+    """Sends what is left in the engine: GOODBYE to every peer."""
     for _ in range(FAREWELL_BURSTS):
         packets = parts.engine.packets_to_send(time.monotonic())
         if not packets:

@@ -25,6 +25,8 @@ from comfy_cluster.errors import (
     TransferCancelled,
     TransferTimeout,
 )
+from comfy_cluster.protocol import PeerLost as PeerLostEvent
+from comfy_cluster.transport import assembly
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.transport.transport import Transport
@@ -334,6 +336,28 @@ def test_closed_peer_says_goodbye_and_may_come_back(rng: random.Random) -> None:
         received.result(WAIT)
         sent.result(WAIT)
         again.transport.close()
+
+
+def test_goodbye_leaves_though_the_control_thread_does_not_end(
+    engine: ModuleType, rng: random.Random
+) -> None:
+    """It waits for the processor on a busy machine, or in a listener."""
+    may_go_on = threading.Event()
+    with Instances(2, engine, instance_timeout=20.0) as (first, second):
+        parts = second.transport._parts
+        assert parts is not None
+        parts.control.post(lambda _: may_go_on.wait(WAIT))
+        began = time.monotonic()
+        second.transport.close()
+        assert time.monotonic() - began < 2.0
+        try:
+            first.wait_for(lambda: not first.connected)
+            assert time.monotonic() - began < 10.0
+            (lost,) = [each for each in first.events if isinstance(each, PeerLostEvent)]
+            assert lost.reason.startswith("left")
+        finally:
+            may_go_on.set()
+            assembly.take_apart(parts)  # what had to be left open
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
