@@ -30,12 +30,14 @@ MESSAGE_PAYLOAD_LIMIT: Final[int]
 SACK_MAX_WORDS: Final[int]
 HISTORY_WINDOW: Final[int]
 MAX_PEERS: Final[int]
+MAX_STUN_TRANSACTIONS: Final[int]
 COUNTERS: Final[tuple[str, ...]]
 EVENT_HELLO: Final[int]
 EVENT_MESSAGE: Final[int]
 EVENT_INCOMING_COMPLETE: Final[int]
 EVENT_OUTGOING_ACKED: Final[int]
 EVENT_PACKET_SIZE: Final[int]
+EVENT_STUN: Final[int]
 IS_COMPILED: Final[bool]
 HAS_LOOPS: Final[bool]
 HAS_CEILING: Final[bool]
@@ -200,6 +202,14 @@ class PacketEngine:
         """Queue a message; it is sent once, before any chunk. False: not connected, or too many
         are queued. Raises ValueError above MESSAGE_PAYLOAD_LIMIT."""
 
+    def expect_stun(self, transaction_id: bytes) -> None:
+        """From now on a STUN packet (RFC 8489) with this id is EVENT_STUN, wherever it comes from;
+        all others are malformed. At most 16 wait to be taken, more are dropped. Raises ValueError
+        when it has not 12 bytes, or MAX_STUN_TRANSACTIONS others are expected."""
+
+    def forget_stun(self, transaction_id: bytes) -> None:
+        """Its packets are malformed from now on. Unknown ids are ignored."""
+
     def open_outgoing(
         self, peer: int, buffer_id: int, prefix: bytes, body: Buffer, *, chunk_size: int
     ) -> None:
@@ -235,7 +245,8 @@ class PacketEngine:
     def take_events(self) -> list[tuple[object, ...]]:
         """Return what happened since the last call, in order:
 
-        (EVENT_HELLO, address, payload), (EVENT_MESSAGE, peer, payload),
+        (EVENT_HELLO, address, payload), (EVENT_STUN, address, packet),
+        (EVENT_MESSAGE, peer, payload),
         (EVENT_INCOMING_COMPLETE, peer, buffer_id), (EVENT_OUTGOING_ACKED, peer, buffer_id),
         (EVENT_PACKET_SIZE, peer, packet_size): the path was found to carry larger packets, or no
         more than this; then outgoing buffers in larger chunks have fallen silent.

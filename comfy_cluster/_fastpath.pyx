@@ -28,7 +28,7 @@ from cpython.pythread cimport (
 from libc.math cimport INFINITY, fabs, pow
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 import ipaddress
 
@@ -60,6 +60,7 @@ include "_fastpath_parts/mtu.pxi"
 include "_fastpath_parts/buffers.pxi"
 include "_fastpath_parts/sent.pxi"
 include "_fastpath_parts/peer.pxi"
+include "_fastpath_parts/stun.pxi"
 include "_fastpath_parts/engine.pxi"
 include "_fastpath_parts/hellos.pxi"
 include "_fastpath_parts/sending.pxi"
@@ -77,6 +78,7 @@ __all__ = [
     "EVENT_INCOMING_COMPLETE",
     "EVENT_MESSAGE",
     "EVENT_OUTGOING_ACKED",
+    "EVENT_STUN",
     "HAS_CEILING",
     "HAS_LOOPS",
     "HEADER_SIZE",
@@ -88,6 +90,7 @@ __all__ = [
     "KIND_SACK",
     "MAX_PACKET_SIZE",
     "MAX_PEERS",
+    "MAX_STUN_TRANSACTIONS",
     "MESSAGE_PAYLOAD_LIMIT",
     "MIN_PACKET_SIZE",
     "PROBE_SIZES",

@@ -14,6 +14,9 @@ KIND_CHUNK = 0xC2
 KIND_SACK = 0xC3
 
 
+STUN_COOKIE = 0x2112A442
+
+
 def u(value: int, size: int) -> bytes:
     """An unsigned integer in network order."""
     return value.to_bytes(size, "big")
@@ -28,6 +31,13 @@ def packet(
 
 def hello(payload: bytes) -> bytes:
     return packet(KIND_HELLO, 0, 0, payload)
+
+
+def stun(
+    transaction_id: bytes, attributes: bytes = b"", *, kind: int = 0x0101, cookie: int = STUN_COOKIE
+) -> bytes:
+    """A STUN message (RFC 8489 section 5), a Binding success response unless `kind` says more."""
+    return u(kind, 2) + u(len(attributes), 2) + u(cookie, 4) + transaction_id + attributes
 
 
 def message(session: int, counter: int, payload: bytes) -> bytes:

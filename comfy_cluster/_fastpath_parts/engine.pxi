@@ -6,6 +6,7 @@ cdef enum:
     C_EVENT_INCOMING_COMPLETE = 2
     C_EVENT_OUTGOING_ACKED = 3
     C_EVENT_PACKET_SIZE = 4
+    C_EVENT_STUN = 5
     C_EVENT_BYTES_LIMIT = 4194304
     C_MAX_PEERS = 4096
 
@@ -18,13 +19,15 @@ cdef enum:
     COUNT_BAD_CHUNK = 6
     COUNT_BAD_SACK = 7
     COUNT_MESSAGES_DROPPED = 8
-    COUNTERS_END = 9
+    COUNT_STUN_DROPPED = 9
+    COUNTERS_END = 10
 
 EVENT_HELLO = C_EVENT_HELLO
 EVENT_MESSAGE = C_EVENT_MESSAGE
 EVENT_INCOMING_COMPLETE = C_EVENT_INCOMING_COMPLETE
 EVENT_OUTGOING_ACKED = C_EVENT_OUTGOING_ACKED
 EVENT_PACKET_SIZE = C_EVENT_PACKET_SIZE
+EVENT_STUN = C_EVENT_STUN
 MAX_PEERS = C_MAX_PEERS
 COUNTERS = (
     "malformed",
@@ -36,6 +39,7 @@ COUNTERS = (
     "bad_chunk",
     "bad_sack",
     "messages_dropped",
+    "stun_dropped",
 )
 
 cdef int64_t C_WINDOW_LIMIT = 0xFFFFFFFF  # the field of the SACK has 32 bits
@@ -55,6 +59,7 @@ cdef struct EngineState:
     double strangers_per_second
     double stranger_tokens
     double strangers_at  # when the tokens were counted last
+    StunTransactions stun
     PeerFlow** flows  # ascending by index
     uint32_t flow_count
     uint32_t flow_capacity
@@ -395,6 +400,19 @@ cdef bint engine_receive_message(
     return True
 
 
+cdef void engine_receive_foreign(
+    EngineState* engine, const uint8_t* packet, size_t size, const PeerAddress* address
+) noexcept nogil:
+    if not stun_is_expected(&engine.stun, packet, size):
+        engine.counters[COUNT_MALFORMED] += 1
+    elif engine.stun.waiting == C_STUN_QUEUE_LIMIT:
+        engine.counters[COUNT_STUN_DROPPED] += 1
+    else:
+        engine.stun.waiting += engine_add_message_event(
+            engine, C_EVENT_STUN, 0, address, packet, <uint32_t>size
+        )
+
+
 cdef void engine_receive(
     EngineState* engine, const uint8_t* packet, size_t size, const PeerAddress* address, double now
 ) noexcept nogil:
@@ -403,7 +421,7 @@ cdef void engine_receive(
     cdef size_t opened = size
     cdef bint accepted
     if not header_parse(packet, size, &header):
-        engine.counters[COUNT_MALFORMED] += 1
+        engine_receive_foreign(engine, packet, size, address)
         return
     if header.kind == C_KIND_HELLO:
         engine_receive_hello(engine, header.session, packet, size, address, now)

@@ -199,6 +199,27 @@ cdef class PacketEngine:
         self._unlock()
         return is_queued
 
+    def expect_stun(self, bytes transaction_id not None):
+        cdef bint is_expected
+        if len(transaction_id) != C_STUN_ID_SIZE:
+            raise ValueError(
+                f"a transaction id has {C_STUN_ID_SIZE} bytes, not {len(transaction_id)}"
+            )
+        self._lock()
+        is_expected = stun_expect(
+            &self.state.stun, <const uint8_t*>PyBytes_AS_STRING(transaction_id)
+        )
+        self._unlock()
+        if not is_expected:
+            raise ValueError(f"{C_MAX_STUN_TRANSACTIONS} transactions are waited for already")
+
+    def forget_stun(self, bytes transaction_id not None):
+        if len(transaction_id) != C_STUN_ID_SIZE:
+            return
+        self._lock()
+        stun_forget(&self.state.stun, <const uint8_t*>PyBytes_AS_STRING(transaction_id))
+        self._unlock()
+
     # Buffers
 
     def open_outgoing(
@@ -398,6 +419,7 @@ cdef class PacketEngine:
         self.state.event_count = 0
         self.state.event_capacity = 0
         self.state.event_bytes = 0
+        self.state.stun.waiting = 0
         self.loops.events_signalled = 0
         self._unlock()
         try:
@@ -410,7 +432,7 @@ cdef class PacketEngine:
         return taken
 
     cdef tuple _event(self, const Event* event):
-        if event.code == C_EVENT_HELLO:
+        if event.code == C_EVENT_HELLO or event.code == C_EVENT_STUN:
             return event.code, self._name_address(&event.address), event.payload[:event.size]
         if event.code == C_EVENT_MESSAGE:
             return event.code, event.peer, event.payload[:event.size]

@@ -6,15 +6,15 @@ Same names and behaviour as the compiled `_fastpath`; only `comfy_cluster.fastpa
 from .bitmap import HISTORY_WINDOW, ChunkBitmap, ReceiveHistory
 from .ceiling import HAS_CEILING, ceiling_receive, ceiling_send
 from .congestion import CongestionController
-from .engine import (
+from .engine import MAX_PEERS, PacketEngine
+from .events import (
     COUNTERS,
     EVENT_HELLO,
     EVENT_INCOMING_COMPLETE,
     EVENT_MESSAGE,
     EVENT_OUTGOING_ACKED,
     EVENT_PACKET_SIZE,
-    MAX_PEERS,
-    PacketEngine,
+    EVENT_STUN,
 )
 from .levels import find_levels, restore_values, undo_up_filter
 from .mtu import PROBE_SIZES, PathMtu
@@ -41,6 +41,7 @@ from .packet import (
     parse_sack,
 )
 from .path import Pacer, RttEstimator
+from .stun import MAX_STUN_TRANSACTIONS
 
 IS_COMPILED = False
 HAS_LOOPS = False  # the socket loops of this engine are Python threads in transport/
@@ -53,6 +54,7 @@ __all__ = [
     "EVENT_MESSAGE",
     "EVENT_OUTGOING_ACKED",
     "EVENT_PACKET_SIZE",
+    "EVENT_STUN",
     "HAS_CEILING",
     "HAS_LOOPS",
     "HEADER_SIZE",
@@ -65,6 +67,7 @@ __all__ = [
     "KIND_SACK",
     "MAX_PACKET_SIZE",
     "MAX_PEERS",
+    "MAX_STUN_TRANSACTIONS",
     "MESSAGE_PAYLOAD_LIMIT",
     "MIN_PACKET_SIZE",
     "PROBE_SIZES",

@@ -12,6 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 
 from .buffers import IncomingBuffer, OutgoingBuffer, check_layout
+from .events import (
+    COUNTERS,
+    EVENT_HELLO,
+    EVENT_INCOMING_COMPLETE,
+    EVENT_MESSAGE,
+    EVENT_OUTGOING_ACKED,
+    EVENT_PACKET_SIZE,
+    EVENT_STUN,
+)
 from .packet import (
     CHUNK_HEADER_SIZE,
     HEADER_SIZE,
@@ -23,6 +32,7 @@ from .packet import (
     MAX_PACKET_SIZE,
     MESSAGE_PAYLOAD_LIMIT,
     MIN_PACKET_SIZE,
+    check_message_size,
     chunk_size_for,
     open_packet,
     pack_chunk_header,
@@ -40,30 +50,13 @@ from .peer import (
     PeerFlow,
     Strangers,
 )
+from .stun import STUN_QUEUE_LIMIT, StunTransactions
 
 Address = tuple[str, int]
-
-EVENT_HELLO = 0
-EVENT_MESSAGE = 1
-EVENT_INCOMING_COMPLETE = 2
-EVENT_OUTGOING_ACKED = 3
-EVENT_PACKET_SIZE = 4
 
 EVENT_BYTES_LIMIT = 4 << 20  # bytes of messages not yet taken; more are dropped, and come again
 MAX_PEERS = 4096
 TURN_PACKETS = 32  # chunks to one peer before the next peer has its turn
-
-COUNTERS = (
-    "malformed",
-    "unknown_address",
-    "unknown_session",
-    "wrong_address",
-    "replayed",
-    "unknown_buffer",
-    "bad_chunk",
-    "bad_sack",
-    "messages_dropped",
-)
 
 
 class PacketEngine:
@@ -82,6 +75,7 @@ class PacketEngine:
         self._receive_capacity = receive_capacity
         self._keepalive_interval = keepalive_interval
         self._strangers = Strangers(strangers_per_second)
+        self._stun = StunTransactions()
         self._addresses: set[Address] = set()
         self._peers: dict[int, PeerFlow] = {}
         self._sessions: dict[int, PeerFlow] = {}
@@ -164,19 +158,27 @@ class PacketEngine:
     # Messages
 
     def send_hello(self, address: Address, payload: bytes) -> None:
-        _check_message_size(payload)
+        check_message_size(payload)
         with self._lock:
             if len(self._hellos) < MESSAGE_QUEUE_LIMIT:
                 self._hellos.append((address, payload))
 
     def send_message(self, peer: int, payload: bytes) -> bool:
-        _check_message_size(payload)
+        check_message_size(payload)
         with self._lock:
             flow = self._peers.get(peer)
             if flow is None or len(flow.messages) >= MESSAGE_QUEUE_LIMIT:
                 return False
             flow.messages.append(payload)
             return True
+
+    def expect_stun(self, transaction_id: bytes) -> None:
+        with self._lock:
+            self._stun.expect(transaction_id)
+
+    def forget_stun(self, transaction_id: bytes) -> None:
+        with self._lock:
+            self._stun.forget(transaction_id)
 
     # Buffers
 
@@ -264,7 +266,7 @@ class PacketEngine:
     def _receive(self, packet: bytes, address: Address, now: float) -> None:
         header = parse_header(packet)
         if header is None:
-            self._counters["malformed"] += 1
+            self._receive_foreign(packet, address)
             return
         kind, session, counter = header
         if kind == KIND_HELLO:
@@ -284,6 +286,15 @@ class PacketEngine:
             flow.last_received_at = now
             flow.packets_received += 1
             flow.bytes_received += len(packet)
+
+    def _receive_foreign(self, packet: bytes, address: Address) -> None:
+        if not self._stun.is_expected(packet):
+            self._counters["malformed"] += 1
+        elif self._stun.waiting == STUN_QUEUE_LIMIT:
+            self._counters["stun_dropped"] += 1
+        else:
+            event = (EVENT_STUN, address, packet)
+            self._stun.waiting += self._add_message_event(event, HEADER_SIZE + len(packet))
 
     def _receive_hello(self, session: int, packet: bytes, address: Address, now: float) -> None:
         if session != 0 or len(packet) > MIN_PACKET_SIZE:
@@ -475,6 +486,7 @@ class PacketEngine:
             events = self._events
             self._events = []
             self._event_bytes = 0
+            self._stun.waiting = 0
         return events
 
     def peer_stats(self, peer: int) -> dict[str, float | int]:
@@ -484,10 +496,3 @@ class PacketEngine:
     def stats(self) -> dict[str, int]:
         with self._lock:
             return dict(self._counters)
-
-
-def _check_message_size(payload: bytes) -> None:
-    if len(payload) > MESSAGE_PAYLOAD_LIMIT:
-        raise ValueError(
-            f"a message payload holds at most {MESSAGE_PAYLOAD_LIMIT} bytes, not {len(payload)}"
-        )

@@ -48,6 +48,14 @@ def parse_header(packet: bytes) -> tuple[int, int, int] | None:
     return kind, session, counter
 
 
+def check_message_size(payload: bytes) -> None:
+    """Raises ValueError."""
+    if len(payload) > MESSAGE_PAYLOAD_LIMIT:
+        raise ValueError(
+            f"a message payload holds at most {MESSAGE_PAYLOAD_LIMIT} bytes, not {len(payload)}"
+        )
+
+
 def seal_packet(packet: bytes) -> bytes:
     """Protect a whole packet before it is sent. Epoch 0, the only one yet, adds nothing."""
     return packet

@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from comfy_cluster import fastpath
-from comfy_cluster.fastpath import EVENT_INCOMING_COMPLETE, EVENT_MESSAGE, EVENT_OUTGOING_ACKED
+from comfy_cluster.fastpath import (
+    EVENT_INCOMING_COMPLETE,
+    EVENT_MESSAGE,
+    EVENT_OUTGOING_ACKED,
+    EVENT_STUN,
+)
+from tests import packets
 from tests.hostile import Target, nasty_packets
 
 pytestmark = [
@@ -171,6 +177,32 @@ def test_hostile_packets_in_mid_transfer_change_nothing(pair: tuple[Side, Side])
     assert received == payload
     counters = second.engine.stats()
     assert all(counters[name] for name in ("malformed", "unknown_session", "bad_chunk"))
+
+
+def test_stun_answers_are_told_from_chunks_in_mid_transfer(pair: tuple[Side, Side]) -> None:
+    """From a server's socket and from the peer's own, where GRO may join them to chunks."""
+    first, second = pair
+    payload = random.Random(7).randbytes(10_000_000)
+    waited_for, unknown = bytes(range(12)), bytes(12)
+    second.engine.expect_stun(waited_for)
+    received = send(first, second, 100, payload)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        where = {server.getsockname(): server, first.address: first.socket}
+        for number in range(2000):
+            for each in where.values():
+                with contextlib.suppress(BlockingIOError):
+                    each.sendto(packets.stun(unknown, b"x" * 12), second.address)
+                    if number % 100 == 0:
+                        each.sendto(packets.stun(waited_for, b"y" * 12), second.address)
+        second.wait_for(
+            (EVENT_INCOMING_COMPLETE, 0, 100),
+            *((EVENT_STUN, address, packets.stun(waited_for, b"y" * 12)) for address in where),
+        )
+    assert received == payload
+    answers = [event for event in second.events if event[0] == EVENT_STUN]
+    assert all(event[2] == packets.stun(waited_for, b"y" * 12) for event in answers)
+    assert second.engine.stats()["malformed"] > 0
 
 
 def test_messages_arrive_once_each(pair: tuple[Side, Side]) -> None:

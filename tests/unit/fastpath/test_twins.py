@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import packets
 from tests.hostile import Target, mutated, nasty_packets
 from tests.simnet import Address
 
@@ -22,6 +23,7 @@ OPERATIONS = 250
 SETTLING_OPERATIONS = 150
 EVENT_INCOMING_COMPLETE = 2
 ONE_SIDED = {"IS_COMPILED", "HAS_LOOPS", "HAS_CEILING"}
+STUN_IDS = [bytes([number] * 12) for number in range(10)]
 ADDRESSES: list[Address] = [("10.0.0.1", 1), ("10.0.0.2", 2), ("10.0.0.3", 3), ("::1", 4)]
 
 
@@ -174,6 +176,20 @@ class Theatre:
         name = self.rng.choice(["allow_address", "disallow_address"])
         self.pair.call(name, self.rng.choice(ADDRESSES))
 
+    def exchange_stun(self) -> None:
+        """Ids are waited for or no more; packets with them come, more than are kept."""
+        rng = self.rng
+        name = rng.choice(["expect_stun", "expect_stun", "forget_stun"])
+        self.pair.call(name, rng.choice([*STUN_IDS, b"", bytes(13)]))
+        for _ in range(rng.choice([1, 5, 20])):
+            packet = packets.stun(
+                rng.choice(STUN_IDS),
+                bytes(rng.choice([0, 12, 528, 529])),
+                kind=rng.randrange(0x500),
+            )
+            damaged = mutated(rng, packet) if rng.random() < 0.2 else packet
+            self.receive(rng.randrange(2), rng.choice(ADDRESSES), damaged)
+
     def pass_time(self) -> None:
         """A moment, a long silence, or until the next timer."""
         rng = self.rng
@@ -248,6 +264,7 @@ class Theatre:
             self.deliver_hostile,
             self.open_oddly,
             self.change_addresses,
+            self.exchange_stun,
             self.connect_oddly,
         ]
         for _ in range(OPERATIONS):
