@@ -3,7 +3,7 @@
 ComfyUI imports it under a name made of the folder's path, whatever that is. So it imports the one
 package `comfy_cluster` by its own name, and there is never a second one under another name: an
 installed package of this version, which may have the compiled engine, or else the one beside this
-file. Anywhere else, in a test run or a build, it does nothing.
+file, and `stun_server` of the same folder. Elsewhere, in a test run or a build, it does nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "comfy_cluster"
+SERVER = "stun_server"  # of which the package uses the codec of STUN messages
 FOLDER = Path(__file__).resolve().parent
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
@@ -82,7 +83,9 @@ def _import_package() -> None:
             sys.executable,
             FOLDER,
         )
-    _import_from(own)
+    if SERVER not in sys.modules:
+        _import_from(SERVER, FOLDER / SERVER / "__init__.py")
+    _import_from(PACKAGE, own)
 
 
 def _find_installed() -> ModuleSpec | None:
@@ -100,16 +103,16 @@ def _version_in(path: Path) -> str | None:
     return found and found[1]
 
 
-def _import_from(path: Path) -> None:
+def _import_from(name: str, path: Path) -> None:
     """Imports the package of that file under its own name, without a new place to import from."""
-    spec = importlib.util.spec_from_file_location(PACKAGE, path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[PACKAGE]
+        del sys.modules[name]
         raise
 
 

@@ -26,6 +26,7 @@ from comfy_cluster.config import ClusterConfig
 from comfy_cluster.protocol.incoming_buffer import IncomingState
 from comfy_cluster.protocol.outgoing_buffer import OutgoingState
 from comfy_cluster.protocol.stats import ProtocolStats
+from comfy_cluster.transport.binding_requests import StunStats
 from comfy_cluster.transport.shared_memory import records
 from comfy_cluster.transport.shared_memory.stats import SharedMemoryStats
 from comfy_cluster.wire import (
@@ -292,6 +293,11 @@ def test_loop_counters_are_documented() -> None:
 def test_protocol_counters_are_documented() -> None:
     fields = [field.name for field in dataclasses.fields(ProtocolStats)]
     assert [row[0] for row in rows_of("docs/protocol.md", "counters protocol")] == fields
+
+
+def test_stun_counters_are_documented() -> None:
+    fields = [field.name for field in dataclasses.fields(StunStats)]
+    assert [row[0] for row in rows_of("docs/protocol.md", "counters stun")] == fields
 
 
 def test_codec_counters_are_documented() -> None:

@@ -73,6 +73,12 @@ def is_present(unit: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
+def test_the_codec_shared_with_the_server_loads_the_standard_library_only() -> None:
+    with_codec = modules_imported_with(["stun_server.binding.messages"])
+    foreign = with_codec - modules_imported_with([]) - set(sys.stdlib_module_names)
+    assert foreign == {"stun_server"}
+
+
 def test_importing_the_package_loads_the_standard_library_only() -> None:
     with_package = modules_imported_with([PACKAGE])
     foreign = with_package - modules_imported_with([]) - set(sys.stdlib_module_names)
@@ -109,6 +115,16 @@ def test_importing_the_package_loads_the_standard_library_only() -> None:
         ("comfy_cluster.protocol.x", "import random\nrandom.random()", "as an argument"),
         ("stun_server.app", "from comfy_cluster.config import x", "stands alone"),
         ("comfy_cluster.cluster.x", "import stun_server", "must not import stun_server"),
+        (
+            "comfy_cluster.cluster.x",
+            "from stun_server.binding.messages import x",
+            "must not import stun_server",
+        ),
+        (
+            "comfy_cluster.transport.binding_requests",
+            "from stun_server.binding.responder import x",
+            "must not import stun_server",
+        ),
         (ROOT_MODULE, "import torch", "by its own name"),
         (ROOT_MODULE, "from .comfy_cluster import nodes", "by its own name"),
         (ROOT_MODULE, "from . import comfy_cluster", "by its own name"),
@@ -131,6 +147,10 @@ def test_a_broken_rule_is_found(module: str, source: str, rule: str) -> None:
         ("comfy_cluster.transport.x", "import socket, time, threading"),
         ("comfy_cluster.nodes.image", "from comfy_cluster.nodes.base import ClusterNode"),
         ("comfy_cluster.comfyui.x", "import folder_paths, comfy.utils"),
+        (
+            "comfy_cluster.transport.binding_requests",
+            "from stun_server.binding.messages import parse_message",
+        ),
         ("comfy_cluster.identity", "import comfy_cluster\nfrom comfy_cluster import __version__"),
         ("comfy_cluster.fastpath", "from . import _fastpath"),
         ("comfy_cluster.config", "import os\nos.environ"),

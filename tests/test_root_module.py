@@ -77,6 +77,10 @@ def write_package(folder: Path, version: str, extension: str = EXTENSION) -> Pat
 
 def clone(folder: Path, version: str = "1.0.0", extension: str = EXTENSION) -> Clone:
     write_package(folder, version, extension)
+    messages = folder / "stun_server" / "binding" / "messages.py"
+    messages.parent.mkdir(parents=True)
+    for path in (messages.parents[1] / "__init__.py", messages.with_name("__init__.py"), messages):
+        path.write_text("")
     (folder / "__init__.py").write_text(ROOT_FILE.read_text())
     (folder / "docs").mkdir()
     (folder / "docs" / "__init__.py").write_text("")
@@ -138,6 +142,14 @@ def test_a_clone_loads_under_any_name(custom_nodes: Path, name: str) -> None:
     assert loaded["web"] == "comfy_cluster/web"
     assert loaded["package"] == str(own.package / "__init__.py")
     assert loaded["twice"] == []
+
+
+def test_a_clone_finds_the_codec_of_the_server_beside_it(custom_nodes: Path) -> None:
+    uses_it = f"import stun_server.binding.messages\n{EXTENSION}"
+    loaded = load(clone(custom_nodes / "comfyui-cluster", extension=uses_it))
+    assert loaded.lines == []
+    assert loaded["nodes"] == ["ClusterInfo"]
+    assert loaded["path_is_as_before"]
 
 
 def test_a_linked_clone_loads(custom_nodes: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from comfy_cluster.fastpath import (
     EVENT_INCOMING_COMPLETE,
     EVENT_MESSAGE,
     EVENT_PACKET_SIZE,
+    EVENT_STUN,
 )
 from comfy_cluster.protocol import events
 from comfy_cluster.protocol.chains import Chains
@@ -100,6 +101,8 @@ class Dispatch:
                     self._on_message(peer, event[2], now)
             elif kind == EVENT_HELLO:
                 self._connections.on_hello(event[1], event[2], now)
+            elif kind == EVENT_STUN:
+                self._emit(events.StunReceived(event[1], event[2]))
             elif kind == EVENT_INCOMING_COMPLETE:
                 self._incoming.on_complete(event[2], now)
             elif kind == EVENT_PACKET_SIZE:

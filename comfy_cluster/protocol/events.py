@@ -49,6 +49,14 @@ class StrangerHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class StunReceived:
+    """A STUN packet with a transaction id that the engine was told to expect; no more is known."""
+
+    address: tuple[str, int]
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReceived:
     peer: int
     message_type: MessageType
@@ -144,6 +152,7 @@ Event = (
     | PeerLost
     | PeerRefused
     | StrangerHeard
+    | StunReceived
     | MessageReceived
     | MessageDelivered
     | MessageFailed

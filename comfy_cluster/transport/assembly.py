@@ -12,6 +12,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from comfy_cluster import identity
@@ -19,6 +20,7 @@ from comfy_cluster.codec.image_codecs import available_codecs
 from comfy_cluster.config import ClusterConfig, RegistrationMode, SharedMemory
 from comfy_cluster.protocol import Endpoint, ProtocolSettings, events
 from comfy_cluster.transport import sockets
+from comfy_cluster.transport.binding_requests import BindingRequests
 from comfy_cluster.transport.control import Command, ControlThread
 from comfy_cluster.transport.digests import DigestPool
 from comfy_cluster.transport.engine_threads import EngineThreads
@@ -54,8 +56,9 @@ class Parts:
     digests: DigestPool
     outgoing: OutgoingHandles
     incoming: IncomingHandles
-    shared_memory: SharedMemoryCarrier | None
+    binding_requests: BindingRequests
     memory: MemoryPool
+    shared_memory: SharedMemoryCarrier | None
     """None: it is turned off, or this system has none."""
 
 
@@ -73,12 +76,7 @@ def assemble(
     sock = sockets.open_udp_socket(config.listen_address, config.direct_listen_port)
     sizes = sockets.grow_buffers(sock)
     _log_socket(sock, sizes, engine_name)
-    engine = make_engine(
-        burst_size=config.burst_size,
-        receive_capacity=sizes.receive_capacity,
-        keepalive_interval=config.instance_timeout / KEEPALIVES_PER_TIMEOUT,
-        strangers_per_second=_strangers_per_second(config),
-    )
+    engine = make_engine(**_engine_options(config, sizes))
 
     def post(command: Command) -> None:
         control.post(command)
@@ -97,7 +95,10 @@ def assemble(
     digests = DigestPool(workers)
     outgoing = OutgoingHandles(endpoint, digests, post=post)
     incoming = IncomingHandles(endpoint, digests, post=post)
-    router = EventRouter(listeners, outgoing=outgoing, incoming=incoming)
+    binding_requests = BindingRequests(engine, send=partial(_send, sock))
+    router = EventRouter(
+        listeners, outgoing=outgoing, incoming=incoming, binding_requests=binding_requests
+    )
     engine_threads = EngineThreads(engine, sock, on_failure=on_failure)
     control: ControlThread[events.Event] = ControlThread(
         endpoint,
@@ -105,6 +106,7 @@ def assemble(
         on_event=router.on_event,
         on_failure=on_failure,
         shared_memory=shared_memory,
+        timed=(binding_requests,),
     )
     return Parts(
         sock=sock,
@@ -116,9 +118,19 @@ def assemble(
         digests=digests,
         outgoing=outgoing,
         incoming=incoming,
+        binding_requests=binding_requests,
         shared_memory=shared_memory,
         memory=memory,
     )
+
+
+def _engine_options(config: ClusterConfig, sizes: sockets.BufferSizes) -> dict[str, float]:
+    return {
+        "burst_size": config.burst_size,
+        "receive_capacity": sizes.receive_capacity,
+        "keepalive_interval": config.instance_timeout / KEEPALIVES_PER_TIMEOUT,
+        "strangers_per_second": _strangers_per_second(config),
+    }
 
 
 def _strangers_per_second(config: ClusterConfig) -> float:
@@ -208,8 +220,13 @@ def _send_farewell(parts: Parts) -> None:
         if not packets:
             return
         for address, packet in packets:
-            with contextlib.suppress(OSError):  # nobody is there to try again
-                parts.sock.sendto(packet, address)
+            _send(parts.sock, packet, address)
+
+
+def _send(sock: socket.socket, packet: bytes, address: sockets.Address) -> None:
+    """What the socket refuses is as lost as what the network drops."""
+    with contextlib.suppress(OSError):
+        sock.sendto(packet, address)
 
 
 def peer_info(parts: Parts, index: int) -> PeerInfo:

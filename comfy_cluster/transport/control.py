@@ -10,7 +10,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from comfy_cluster.transport.engine_threads import EngineThreads
@@ -47,6 +47,14 @@ class Core(Protocol[EventT_co]):
     def close(self, now: float) -> None: ...
 
 
+class Timed(Protocol):
+    """Something else with timers, on this thread only."""
+
+    def next_timer(self) -> float | None: ...
+
+    def handle_timers(self, now: float) -> None: ...
+
+
 class SharedMemoryInput(Protocol):
     """What the control thread waits for and drives beside the engine."""
 
@@ -72,9 +80,11 @@ class ControlThread(Generic[EventT]):
         on_event: Callable[[EventT], object],
         on_failure: Callable[[BaseException], object],
         shared_memory: SharedMemoryInput | None = None,
+        timed: Sequence[Timed] = (),
     ) -> None:
         """Both callbacks are called on this thread; `on_failure(error)` as its last deed."""
         self._shared_memory = shared_memory
+        self._timed = timed
         self._core = core
         self._engine_threads = engine_threads
         self._on_event = on_event
@@ -168,6 +178,8 @@ class ControlThread(Generic[EventT]):
             self._shared_memory.handle_timers(time.monotonic())
         self._core.handle_engine_events(time.monotonic())
         self._core.handle_timers(time.monotonic())
+        for each in self._timed:
+            each.handle_timers(time.monotonic())
         if self._core.has_transfers:
             TURNS.shorten(time.monotonic())
         else:
@@ -183,6 +195,7 @@ class ControlThread(Generic[EventT]):
 
     def _time_left(self) -> float | None:
         times = [self._core.next_timer(), TURNS.restore_at]
+        times += [each.next_timer() for each in self._timed]
         if self._shared_memory is not None:
             times.append(self._shared_memory.next_timer())
         due = min((each for each in times if each is not None), default=None)

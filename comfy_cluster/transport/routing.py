@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from comfy_cluster.protocol import events
+from comfy_cluster.transport.binding_requests import BindingRequests
 from comfy_cluster.transport.incoming import IncomingHandles
 from comfy_cluster.transport.outgoing import OutgoingHandles
 from comfy_cluster.wire import MessageType
@@ -41,11 +42,17 @@ class Listeners:
 
 class EventRouter:
     def __init__(
-        self, listeners: Listeners, *, outgoing: OutgoingHandles, incoming: IncomingHandles
+        self,
+        listeners: Listeners,
+        *,
+        outgoing: OutgoingHandles,
+        incoming: IncomingHandles,
+        binding_requests: BindingRequests,
     ) -> None:
         self._listeners = listeners
         self._outgoing = outgoing
         self._incoming = incoming
+        self._binding_requests = binding_requests
 
     def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.MessageReceived):
@@ -68,5 +75,7 @@ class EventRouter:
             self._incoming.on_relay_ended(event.buffer_id)
         elif isinstance(event, events.RelayLate):
             self._incoming.on_relay_late(event.buffer_id)
+        elif isinstance(event, events.StunReceived):
+            self._binding_requests.on_packet(event.address, event.packet)
         else:
             self._listeners.on_peer_event(event)

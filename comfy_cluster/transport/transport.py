@@ -34,7 +34,7 @@ from comfy_cluster.transport.handle import Handle
 from comfy_cluster.transport.memory import ReceivedBuffer
 from comfy_cluster.transport.peer_info import Address, PeerInfo
 from comfy_cluster.transport.routing import Listeners, MessageListener, PeerListener
-from comfy_cluster.transport.sockets import canonical_address
+from comfy_cluster.transport.sockets import canonical_address, show_address
 from comfy_cluster.wire import MessageType, TransferKey
 
 logger = logging.getLogger("comfy_cluster.transport")
@@ -203,6 +203,24 @@ class Transport:
                 return assembly.peer_info(parts, index)
         return PeerInfo(index)
 
+    def ask_reflexive(self, server: Address, *, timeout: float) -> Handle[Address]:
+        """The address that a STUN server, given as IP literal and port, sees this socket under.
+
+        Done within `timeout` seconds. The handle fails with TransferTimeout (no answer),
+        RemoteProtocolError (it refuses), or LocalProtocolError (too many questions at once).
+        ConfigError: the socket cannot reach that address.
+        """
+        parts = self._running()
+        canonical = canonical_address(server, parts.sock.family)
+        handle: Handle[Address] = self._new_handle(
+            f"STUN server {show_address(server)}",
+            on_cancel=lambda _: parts.binding_requests.forget(handle),
+        )
+        parts.control.post(
+            lambda now: parts.binding_requests.ask(handle, canonical, timeout=timeout, now=now)
+        )
+        return handle
+
     # Messages
 
     def send_message(
@@ -331,7 +349,8 @@ class Transport:
     # Numbers
 
     def stats(self) -> dict[str, int]:
-        """Counters by name: the protocol core's, `engine_*`, `socket_*`, `shared_memory_*`.
+        """Counters by name: the protocol core's, `engine_*`, `socket_*`, `stun_*`,
+        `shared_memory_*`.
 
         {} before the start.
         """
@@ -341,6 +360,8 @@ class Transport:
         engine, loops = parts.engine.stats(), parts.engine_threads.stats()
         counted: dict[str, int] = dataclasses.asdict(parts.endpoint.stats)
         counted |= {f"engine_{name}": count for name, count in engine.items()}
+        asked = dataclasses.asdict(parts.binding_requests.stats)
+        counted |= {f"stun_{name}": count for name, count in asked.items()}
         if parts.shared_memory is not None:
             shared = dataclasses.asdict(parts.shared_memory.stats)
             counted |= {f"shared_memory_{name}": count for name, count in shared.items()}

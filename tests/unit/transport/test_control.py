@@ -62,8 +62,25 @@ class FakeCore:
         self.events.append("closed")
 
 
+class FakeTimed:
+    """Has one timer."""
+
+    def __init__(self) -> None:
+        self.timer: float | None = None
+        self.fired_at: queue.Queue[float] = queue.Queue()
+
+    def next_timer(self) -> float | None:
+        return self.timer
+
+    def handle_timers(self, now: float) -> None:
+        if self.timer is not None and now >= self.timer:
+            self.timer = None
+            self.fired_at.put(now)
+
+
 class Setup:
     def __init__(self) -> None:
+        self.timed = FakeTimed()
         self.core = FakeCore()
         self.sock = open_udp_socket("127.0.0.1", 0)
         self.events: queue.Queue[str] = queue.Queue()
@@ -75,6 +92,7 @@ class Setup:
             self.engine_threads,
             on_event=self.events.put,
             on_failure=self.failures.put,
+            timed=(self.timed,),
         )
         self.engine_threads.start()
         self.control.start()
@@ -156,14 +174,16 @@ def test_python_threads_take_short_turns_only_while_payloads_move(setup: Setup) 
     assert sys.getswitchinterval() == pytest.approx(usual)
 
 
-def test_timer_fires_when_it_is_due_and_not_before(setup: Setup) -> None:
+@pytest.mark.parametrize("whose", ["core", "timed"])
+def test_timer_fires_when_it_is_due_and_not_before(setup: Setup, whose: str) -> None:
     due = time.monotonic() + 0.03
+    owner = setup.core if whose == "core" else setup.timed
 
     def set_timer(now: float) -> None:
-        setup.core.timer = due
+        owner.timer = due
 
     run(setup.control, set_timer)
-    assert setup.core.fired_at.get(timeout=WAIT) >= due
+    assert owner.fired_at.get(timeout=WAIT) >= due
 
 
 def test_without_anything_to_do_it_sleeps(setup: Setup) -> None:
