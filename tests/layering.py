@@ -74,8 +74,8 @@ COMFYUI_MODULES = {
 MODULES_WITH_ENVIRON = {"comfy_cluster.config", "comfy_cluster.runtime"} | {
     f"stun_server.{name}" for name in ("settings", "wsgi", "gunicorn_conf")
 }
-# What the package may import of the server, by unit: the command's part of it, and the codec of STUN
-# messages, which is of the standard library alone.
+# What the package may import of the server, by unit: the command's part of it; the codec of STUN
+# messages, which needs the standard library alone.
 SERVER_PARTS = {"cli": "stun_server.commands", "transport": "stun_server.binding.messages"}
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 60

@@ -16,6 +16,7 @@ import psutil
 LOOPBACK_BROADCAST = "127.255.255.255"
 # Of the administratively scoped addresses (RFC 2365 section 6.1); it never leaves the machine.
 LOOPBACK_GROUP = "239.255.99.67"
+_IP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,8 +68,20 @@ def own_addresses() -> set[str]:
         each.address.partition("%")[0]
         for addresses in psutil.net_if_addrs().values()
         for each in addresses
-        if each.family in (socket.AF_INET, socket.AF_INET6)
+        if each.family in _IP_FAMILIES
     }
+
+
+def routed_addresses() -> list[str]:
+    """IP literals of the interfaces that are up, IPv4 first: no loopback, no link-local ones."""
+    states = psutil.net_if_stats()
+    found = []
+    for name, addresses in sorted(psutil.net_if_addrs().items()):
+        if name in states and states[name].isup:
+            literals = [each.address for each in addresses if each.family in _IP_FAMILIES]
+            found += [ipaddress.ip_address(each.partition("%")[0]) for each in literals]
+    routed = [each for each in found if not (each.is_loopback or each.is_link_local)]
+    return [str(each) for each in sorted(routed, key=lambda each: each.version)]
 
 
 def address_towards(destinations: Iterable[tuple[str, int]]) -> str | None:

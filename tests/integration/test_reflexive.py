@@ -21,6 +21,7 @@ from comfy_cluster.errors import (
 )
 from comfy_cluster.fastpath import MAX_STUN_TRANSACTIONS
 from comfy_cluster.transport.transport import Transport
+from stun_server.binding.responder import BindingResponder
 from tests.integration.transports import (
     FANIN,
     WAIT,
@@ -69,6 +70,17 @@ def test_the_server_tells_the_port_of_the_data_socket(transport: Transport, own_
         assert {each.result(WAIT) for each in handles} == {("127.0.0.1", own_port)}
     assert transport.stats()["stun_answers"] == 3
     assert len({request for request, _ in server.requests}) >= 3
+
+
+def test_the_rendezvous_servers_responder_answers(transport: Transport, own_port: int) -> None:
+    responder = BindingResponder(port=0, addresses=("127.0.0.1",))
+    responder.start()
+    try:
+        (server,) = responder.bound_addresses
+        asked = transport.ask_reflexive(server, timeout=WAIT)
+        assert asked.result(WAIT) == ("127.0.0.1", own_port)
+    finally:
+        responder.close()
 
 
 def test_the_first_request_may_be_lost(transport: Transport, own_port: int) -> None:

@@ -18,6 +18,7 @@ from comfy_cluster.discovery.interfaces import (
     broadcast_interfaces,
     loopback_interface,
     mtu_towards,
+    routed_addresses,
 )
 from comfy_cluster.discovery.own_address import own_hostname
 
@@ -36,6 +37,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
     monkeypatch.setattr(psutil, "net_if_stats", lambda: states)
     return addresses
+
+
+def test_addresses_that_others_can_reach(machine: dict[str, list[object]]) -> None:
+    machine["lo"] = [snicaddr("127.0.0.1", "255.0.0.0"), inet6("::1")]
+    machine["b"] = [snicaddr("10.0.0.2", "255.255.255.0"), inet6("fe80::1%b")]
+    machine["a"] = [inet6("2001:db8::2"), snicaddr("172.17.0.1", None), link_layer()]
+    machine["down"] = [snicaddr("10.9.9.9", None)]
+    assert routed_addresses() == ["172.17.0.1", "10.0.0.2", "2001:db8::2"]
+
+
+def inet6(address: str) -> object:
+    return SimpleNamespace(family=socket.AF_INET6, address=address, netmask=None, broadcast=None)
+
+
+def link_layer() -> object:
+    family = psutil.AF_LINK
+    return SimpleNamespace(family=family, address="00:00:00:00:00:00", netmask=None, broadcast=None)
 
 
 def test_networks_are_broadcast_to_and_tunnels_and_loopback_are_not(
