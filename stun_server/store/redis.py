@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import secrets
 import threading
@@ -103,7 +104,8 @@ class RedisStore:
         self._renew = self._client.register_script(_RENEW)
         self._resume = self._client.register_script(_RESUME)
         # Threads of one process do not race each other for a cluster.
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._locks = _new_locks()
+        self._owner_pid = os.getpid()
 
     def now(self) -> float:
         with self._errors():
@@ -288,6 +290,8 @@ class RedisStore:
     @contextlib.contextmanager
     def _alone_with(self, cluster_id: str) -> Iterator[None]:
         """No other thread of this process changes the cluster meanwhile."""
+        if self._owner_pid != os.getpid():  # those that were held when it forked stay so
+            self._locks, self._owner_pid = _new_locks(), os.getpid()
         lock = self._locks[hash(cluster_id) % _LOCKS]
         if not lock.acquire(timeout=TIMEOUT):
             raise redis.TimeoutError("those before this one got no answer")
@@ -369,6 +373,10 @@ class _View:
             )
         for event in self._events:
             _record(pipe, event)
+
+
+def _new_locks() -> list[threading.Lock]:
+    return [threading.Lock() for _ in range(_LOCKS)]
 
 
 def _key(name: str, subject: str = "") -> str:

@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
 
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
+_File = tuple[int, int]  # device and inode
+_NO_FILE: _File = (0, 0)
 _AUDIT_LOOK = 256  # events after which one looks for too many: it costs a walk along the index
 _LEASE_COLUMNS = (
     "instance_id, boot_id, address, port, role, generation, registered_at, last_ping_at, "
@@ -65,11 +68,14 @@ class SqliteStore:
         self._wall = wall
         self._boot_id = boot_id
         self._idle: list[sqlite3.Connection] = []
-        self._owner_pid = os.getpid()
+        self._used = 0  # connections
+        self._file = _NO_FILE  # that they are of
         self._epoch = ""
-        self._lock = threading.Lock()  # guards the three above
+        self._lock = threading.Lock()  # guards the four above
+        self._none_used = threading.Condition(self._lock)
         # One writer of this process at a time: SQLite's own way of waiting is to sleep and look.
         self._writing = threading.Lock()
+        _stores.add(self)
 
     def now(self) -> float:
         return self._clock()
@@ -200,6 +206,7 @@ class SqliteStore:
 
     def resume(self, *, ttl: float, silence: float) -> int:
         boot_id = self._boot_id()
+        self._look_at_file()
         with self._writes() as connection:
             now = self._clock()  # within: another process's sign of life is not later than it
             meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
@@ -233,10 +240,20 @@ class SqliteStore:
 
     def close(self) -> None:
         with self._lock:
-            idle, self._idle = self._idle, []
-            is_ours = self._owner_pid == os.getpid()
-        for connection in idle if is_ours else ():
-            connection.close()
+            self._close_idle()
+
+    def before_fork(self) -> None:
+        """Closes all connections, waits for those in use, and lets nobody have one until after."""
+        self._writing.acquire()
+        self._lock.acquire()
+        while self._used:
+            self._none_used.wait()
+        self._close_idle()
+
+    def after_fork(self) -> None:
+        """In both processes."""
+        self._lock.release()
+        self._writing.release()
 
     def _column(self, statement: str, *values: Any) -> list[str]:
         with self._connection() as connection:
@@ -261,37 +278,63 @@ class SqliteStore:
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            connection = self._take() or self._connect()
+            connection, file = self._take()
             try:
                 yield connection
             except sqlite3.Error:
-                connection.close()  # it may be what is wrong
+                self._give_back(connection, _NO_FILE)  # it may be what is wrong
                 raise
             except BaseException:
-                self._give_back(connection)
+                self._give_back(connection, file)
                 raise
-            self._give_back(connection)
+            self._give_back(connection, file)
         except sqlite3.Error as error:
             raise StoreUnavailable(
                 f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
                 "writable, on a local disk with space?"
             ) from error
 
-    def _take(self) -> sqlite3.Connection | None:
+    def _take(self) -> tuple[sqlite3.Connection, _File]:
         with self._lock:
-            if self._owner_pid != os.getpid():
-                # Connections must not cross a fork; the parent closes them.
-                self._idle, self._owner_pid = [], os.getpid()
-            return self._idle.pop() if self._idle else None
+            idle = self._idle.pop() if self._idle else None
+            file = self._file
+            self._used += 1
+        if idle is not None:
+            return idle, file
+        try:
+            return self._connect()
+        except BaseException:
+            self._give_back(None, _NO_FILE)
+            raise
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, connection: sqlite3.Connection | None, file: _File) -> None:
         with self._lock:
-            self._idle.append(connection)
+            self._used -= 1
+            if connection is not None and file == self._file != _NO_FILE:
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+            if not self._used:
+                self._none_used.notify_all()
 
-    def _connect(self) -> sqlite3.Connection:
+    def _look_at_file(self) -> None:
+        """Leaves a file that is not at its place any more, such as when a copy was put there."""
+        file = _file_at(self._path)
+        with self._lock:
+            if file != self._file:
+                self._file = file
+                self._close_idle()
+
+    def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _connect(self) -> tuple[sqlite3.Connection, _File]:
         with contextlib.suppress(OSError):  # SQLite says better what is wrong
             # Keys are in it, if only their hashes.
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        file = _file_at(self._path)
         connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
@@ -304,7 +347,10 @@ class SqliteStore:
             raise
         with self._lock:
             self._epoch = epoch
-        return connection
+            if file != self._file:
+                self._file = file
+                self._close_idle()
+        return connection, file
 
     def _prepare(self, connection: sqlite3.Connection) -> str:
         """Makes the tables where they are missing; the epoch."""
@@ -325,6 +371,36 @@ class SqliteStore:
             connection.execute("COMMIT")
         row = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         return str(row[0])
+
+
+# SQLite's connections must not cross a fork, not even to be closed in the child.
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_held_for_fork: list[SqliteStore] = []
+
+
+def _before_fork() -> None:
+    for store in list(_stores):
+        store.before_fork()
+        _held_for_fork.append(store)
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
+
+
+def _file_at(path: Path) -> _File:
+    try:
+        found = path.stat()
+    except OSError:
+        return _NO_FILE
+    return (found.st_dev, found.st_ino)
 
 
 class _View:
