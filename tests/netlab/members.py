@@ -16,10 +16,11 @@ WAIT = 30.0  # seconds; a bound for a broken build
 PREFIX = "COMFY_CLUSTER_"
 # Short ones: the tests wait until somebody is lost.
 TIMES = {"HEARTBEAT_INTERVAL": "0.1", "INSTANCE_TIMEOUT": "0.6"}
+DEFAULT_TIMES = dict.fromkeys(TIMES, "")  # those that users have
 
 
 class Member:
-    """One instance; `settings` without their prefix."""
+    """One instance; `settings` without their prefix, empty ones are not set."""
 
     def __init__(self, host: Host, index: int, count: int, **settings: str) -> None:
         self.index = index
@@ -36,7 +37,7 @@ class Member:
             [sys.executable, "-m", "tests.netlab.member"],
             text=True,
             cwd=ROOT,
-            env=kept | {PREFIX + name: value for name, value in ours.items()},
+            env=kept | {PREFIX + name: value for name, value in ours.items() if value},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

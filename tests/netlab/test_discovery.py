@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from benchmarks.netlab import Host, Lab
-from tests.netlab.members import Member
+from tests.netlab.firewalls import allow, drop
+from tests.netlab.members import DEFAULT_TIMES, Member
 
 pytestmark = pytest.mark.usefixtures("needs_lab")
 
@@ -64,6 +67,51 @@ def test_an_interface_that_comes_up_late(three: Lab) -> None:
 
 
 def test_a_partition_heals(three: Lab) -> None:
+    """30 seconds of it, in which packets vanish without a word: for instances with the times that
+    users have, and beside them on the same machines for a cluster that is quicker."""
+    slow = [Member(host, host.index, 3, **DEFAULT_TIMES) for host in three.hosts]
+    quick = [
+        Member(host, host.index, 3, CLUSTER_ID="quick", DIRECT_LISTEN_PORT="9990")
+        for host in three.hosts
+    ]
+    for members in (slow, quick):
+        wait_for_all(members)
+    began = time.monotonic()
+    with cut_off(three, 1):
+        for members in (quick, slow):
+            members[0].wait_for_peers(2)
+            members[1].wait_for_peers()
+            members[2].wait_for_peers(0)
+        noticed = time.monotonic() - began
+        time.sleep(PARTITION - noticed)  # nothing is to happen
+        for members in (quick, slow):
+            assert [set(each.connected) for each in members] == [{2}, set(), {0}]
+    for members in (quick, slow):
+        wait_for_all(members)
+        for index, apart in ((0, [1]), (1, [0, 2]), (2, [1])):
+            lost = [each["peer"] for each in members[index].events if each["event"] == "lost"]
+            assert sorted(lost) == apart, "each was lost once, and nobody else was"
+    assert noticed < NOTICED and time.monotonic() - began < PARTITION + HEALED
+
+
+PARTITION = 30.0  # seconds
+NOTICED = 10.0  # the default of INSTANCE_TIMEOUT is 3; the rest is for a busy machine
+HEALED = 10.0  # HELLOs go once a second
+
+
+@contextlib.contextmanager
+def cut_off(lab: Lab, index: int) -> Iterator[None]:
+    """One host from all others: what it sends vanishes, and so does what it is sent."""
+    host, others = lab.hosts[index], [each for each in lab.hosts if each.index != index]
+    for each in others:
+        drop(each, "input", f"ip saddr {host.address}")
+    drop(host, "input", 'iifname "eth0"')
+    yield
+    for each in lab.hosts:
+        allow(each, "input")
+
+
+def test_a_cable_that_is_pulled_and_put_back(three: Lab) -> None:
     members = [Member(host, host.index, 3) for host in three.hosts]
     wait_for_all(members)
     set_link(three.hosts[1], "down")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from benchmarks.netlab import Host, Lab, LinkProfile
 from benchmarks.netlab.lab import ROOT
 from comfy_cluster.transport.assembly import POOR_RECEIVE_CAPACITY
 from comfy_cluster.transport.sockets import CAPACITY_SHARE, WANTED_RECEIVE_BUFFER
+from tests.netlab.firewalls import allow, drop
 from tests.netlab.members import PREFIX, TIMES, Member
 
 pytestmark = pytest.mark.usefixtures("needs_lab")
@@ -74,23 +74,6 @@ def wrong_in(report: dict[str, Any]) -> Findings:
     wrong = [each for each in report["findings"] if each["state"] != "ok"]
     # What this machine's limits are is not of the lab.
     return {(each["subject"], each["layer"]): each for each in wrong if each["layer"] != "buffers"}
-
-
-def rules(namespace: str, text: str) -> None:
-    command = ["ip", "netns", "exec", namespace, "nft", "-f", "-"]
-    subprocess.run(command, input=text, text=True, check=True)
-
-
-def drop(host: Host, hook: str, match: str, verdict: str = "drop") -> None:
-    """A firewall rule in a host, for what comes `input` or goes `output`."""
-    lines = [
-        f"table inet doctor_{hook} {{",
-        f"chain c {{ type filter hook {hook} priority 0;",
-        f"{match} {verdict}",
-        "}",
-        "}",
-    ]
-    rules(host.namespace, "\n".join(lines) + "\n")
 
 
 @pytest.fixture
@@ -215,7 +198,7 @@ def test_broadcasts_that_are_dropped(lab: Lab) -> None:
     wrong = wrong_in(report)
     assert set(wrong) == {("instance 1", "discovery")}
     assert "no announcement of it came" in wrong["instance 1", "discovery"]["text"]
-    rules(lab.hosts[0].namespace, "delete table inet doctor_output\n")
+    allow(lab.hosts[0], "output")
     _, report = examine(lab.hosts[0], 3, seconds=LONG, REGISTRATION_MODE="broadcast")
     assert wrong_in(report) == {}, "it hears this instance, and says HELLO"
 
