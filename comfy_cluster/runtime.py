@@ -22,6 +22,7 @@ from comfy_cluster.errors import ConfigError, LocalProtocolError
 if TYPE_CHECKING:
     from comfy_cluster.cluster import Cluster
     from comfy_cluster.discovery import Discovery
+    from comfy_cluster.discovery.reflexive import Ask
     from comfy_cluster.work.host import Host
     from comfy_cluster.work.work import Work
 
@@ -44,13 +45,18 @@ def build_cluster(config: ClusterConfig) -> Cluster:
     from comfy_cluster import fastpath
     from comfy_cluster.transport.transport import Transport
 
-    return Cluster(
-        config, Transport(config), build_discovery(config), engine_name=fastpath.ENGINE_NAME
-    )
+    transport = Transport(config)
+    discovery = build_discovery(config, ask_reflexive=transport.ask_reflexive)
+    return Cluster(config, transport, discovery, engine_name=fastpath.ENGINE_NAME)
 
 
-def build_discovery(config: ClusterConfig, *, is_observer: bool = False) -> Discovery:
-    """How this instance finds the others. `is_observer`: it only looks, as no member."""
+def build_discovery(
+    config: ClusterConfig, *, is_observer: bool = False, ask_reflexive: Ask | None = None
+) -> Discovery:
+    """How this instance finds the others. `is_observer`: it only looks, as no member.
+
+    `ask_reflexive`: the transport's; None: no address is published that a NAT gave.
+    """
     if config.registration_mode is RegistrationMode.BROADCAST:
         from comfy_cluster.discovery.broadcast import BroadcastDiscovery
 
@@ -58,7 +64,7 @@ def build_discovery(config: ClusterConfig, *, is_observer: bool = False) -> Disc
     if config.registration_mode is RegistrationMode.STUN:
         from comfy_cluster.discovery.stun import StunDiscovery
 
-        return StunDiscovery(config, is_observer=is_observer)
+        return StunDiscovery(config, is_observer=is_observer, ask_reflexive=ask_reflexive)
     from comfy_cluster.discovery import StaticDiscovery
     from comfy_cluster.discovery.static import resolve_ipv4, resolve_ipv6
 

@@ -109,11 +109,23 @@ class ReflexiveAddress:
 
     def start(self) -> None:
         """The transport must have been started. Without servers nothing is asked."""
-        if self._servers:
-            self._thread = threading.Thread(
-                target=self._run, name="comfy-cluster-reflexive", daemon=True
-            )
-            self._thread.start()
+        with self._changed:
+            self._start()
+
+    def add_server(self, server: tuple[str, int]) -> None:
+        """It is asked too, where those that are known do not answer; starts what is not started."""
+        with self._changed:
+            if server not in self._servers:
+                self._servers.append(server)
+            self._start()
+
+    def _start(self) -> None:
+        if not self._servers or self._is_closed or self._thread is not None:
+            return
+        self._thread = threading.Thread(
+            target=self._run, name="comfy-cluster-reflexive", daemon=True
+        )
+        self._thread.start()
 
     def set_needed(self, is_needed: bool) -> None:
         """False: nobody looks for this instance, such as when all peers are connected."""
@@ -126,6 +138,12 @@ class ReflexiveAddress:
         """As a server saw it last; None: none has answered yet."""
         with self._changed:
             return self._address
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the first round of questions has not ended yet."""
+        with self._changed:
+            return self._thread is not None and self._address is None and not self._trouble
 
     @property
     def trouble(self) -> str:
@@ -179,7 +197,9 @@ class ReflexiveAddress:
     def _ask_all(self) -> Address | None:
         """The first answer; None: there is none, and `trouble` says why."""
         troubles = []
-        for server in list(self._servers):
+        with self._changed:
+            servers = list(self._servers)
+        for server in servers:
             try:
                 found = self._ask_one(server)
             except (OSError, UnicodeError) as error:
@@ -187,8 +207,9 @@ class ReflexiveAddress:
             except ClusterError as error:
                 troubles.append(str(error))
             else:
-                self._servers.remove(server)
-                self._servers.insert(0, server)
+                with self._changed:
+                    self._servers.remove(server)
+                    self._servers.insert(0, server)
                 return found
             if self._is_closed:
                 return None

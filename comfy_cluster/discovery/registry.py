@@ -1,5 +1,7 @@
-"""One rendezvous server, as an instance asks it (spec.md section 9): one method for each route.
+"""One rendezvous server, as an instance asks it: one method for each route.
 
+The richer routes below `/v1` are tried first (docs/stun-api.md); a server that has none is asked by
+those of spec.md section 9, which know no runs of an instance and no candidates.
 Blocks for a bounded time, keeps no state but the HTTP connection, and retries nothing: `stun.py`
 does. Every failure is a DiscoveryError whose text begins with `Failed to register with STUN server`
 where it is about registering, and says what to do.
@@ -13,14 +15,15 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import requests
 
 from comfy_cluster.config import Role
+from comfy_cluster.discovery.candidates import Candidate
 from comfy_cluster.discovery.exchanges import (
     LARGEST_ANSWER,
     Answer,
@@ -31,6 +34,8 @@ from comfy_cluster.errors import DiscoveryError, RegistrationRefused, RegistryUn
 
 logger = logging.getLogger("comfy_cluster.discovery")
 
+T = TypeVar("T")
+
 ANSWER_TIMEOUT = (
     10.0  # seconds for all of an answer, beyond those that the server was asked to wait
 )
@@ -39,6 +44,11 @@ CLOCK_TOLERANCE = 30.0  # seconds; the Date header and the way here make up for 
 _KEY_HEADER = "X-Cluster-Key"
 # OpenSSL's <openssl/x509_vfy.h>: X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED.
 _CLOCK_ERRORS = (9, 10)
+# What servers without a route answer, and the codes of the richer routes' refusals.
+_NO_ROUTE = (404, 405, 501)
+_NOT_REGISTERED = "not_registered"
+_FULL = "full"
+_HELD = "instance_held"
 _ERROR_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 
 
@@ -48,6 +58,19 @@ class NotRegistered(DiscoveryError):
 
 class IndexTaken(RegistrationRefused):
     """Another live instance has this index."""
+
+
+class IndexHeld(RegistrationRefused):
+    """An instance elsewhere has this index, and may have ended or not."""
+
+    def __init__(self, text: str, last_ping: str) -> None:
+        super().__init__(text)
+        self.last_ping = last_ping
+        """When its last heartbeat came, in the server's words; another one: it lives."""
+
+
+class _NoSuchRoute(DiscoveryError):
+    """The server is one without the richer routes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +83,9 @@ class Registration:
     """Name or IP literal by which the others reach it."""
     port: int
     role: Role
+    boot_id: str
+    """Names this run: a later run of the instance takes the registration over."""
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +95,17 @@ class Listed:
     instance_index: int
     hostname: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What a server grants."""
+
+    instances: tuple[Listed, ...]
+    heartbeat_interval: float | None = None
+    """Seconds; None: the server does not say."""
+    stun_port: int | None = None
+    """UDP port of the STUN responder beside it; None: it tells of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +123,7 @@ class Registry:
     def __init__(self, url: str, *, cluster_id: str, key: str) -> None:
         self.url = url
         self._cluster_id = cluster_id
+        self._key = key
         self._exchanges = Exchanges()
         self._session = self._exchanges.session
         self._session.headers[_KEY_HEADER] = key
@@ -93,14 +131,48 @@ class Registry:
         self._session.auth = _no_auth  # else requests looks into ~/.netrc
         self._proxies = {"no_proxy": "*"} if _is_near(url) else None
         self._clock_text = ""
+        self._is_old = False
+        self._boot_id = ""
 
     @property
     def clock_text(self) -> str:
         """How far this machine's clock is from the server's, if that is too far; else empty."""
         return self._clock_text
 
-    def register(self, registration: Registration) -> tuple[Listed, ...]:
-        """Registers, or renews that; the instances that are there."""
+    def register(self, registration: Registration) -> Registered:
+        """Registers, or renews that.
+
+        IndexTaken: a later run of the instance has. IndexHeld: another one may live elsewhere.
+        """
+        self._boot_id = registration.boot_id
+        try:
+            return self._either(
+                lambda: self._register(registration), lambda: self._register_old(registration)
+            )
+        except DiscoveryError as error:
+            error.args = (f"Failed to register with STUN server: {error}",)
+            raise
+
+    def _register(self, registration: Registration) -> Registered:
+        body = {
+            "boot_id": registration.boot_id,
+            "address": registration.hostname,
+            "port": registration.port,
+            "role": str(registration.role),
+            "candidates": [asdict(each) for each in registration.candidates],
+            "take_over": False,
+        }
+        told = _json(self._ask("PUT", self._instance_path(registration.instance_index), json=body))
+        told = told if isinstance(told, dict) else {}
+        interval, stun = told.get("heartbeat_interval_s"), told.get("stun")
+        stun_port = stun.get("port") if isinstance(stun, dict) else None
+        return Registered(
+            tuple(_listed(told.get("cluster"))),
+            interval if isinstance(interval, int | float) and interval > 0 else None,
+            stun_port if isinstance(stun_port, int) and 0 < stun_port <= 65_535 else None,
+        )
+
+    def _register_old(self, registration: Registration) -> Registered:
         body = {
             "cluster_id": registration.cluster_id,
             "instance_id": str(registration.instance_index),
@@ -108,19 +180,21 @@ class Registry:
             "port": registration.port,
             "role": str(registration.role),
         }
-        try:
-            answer = self._ask("POST", "/register-instance", json=body)
-            return tuple(_listed(_json(answer)))
-        except DiscoveryError as error:
-            text = f"Failed to register with STUN server: {error}"
-            raise type(error)(text) from error.__cause__
+        return Registered(tuple(_listed(_json(self._ask("POST", "/register-instance", json=body)))))
 
     def instances(self, revision: str = "", *, wait: float = 0.0) -> Listing | None:
         """The instances that are there; None: after `wait` seconds they are those of `revision`."""
+        cluster = quote(self._cluster_id, safe="")
+        return self._either(
+            lambda: self._instances(f"/v1/clusters/{cluster}", revision, wait),
+            lambda: self._instances(f"/instances/{cluster}", revision, wait),
+        )
+
+    def _instances(self, path: str, revision: str, wait: float) -> Listing | None:
         can_wait = bool(revision) and wait > 0
         answer = self._ask(
             "GET",
-            f"/instances/{quote(self._cluster_id, safe='')}",
+            path,
             params={"wait": f"{wait:g}"} if can_wait else None,
             headers={"If-None-Match": revision} if revision else None,
             wait=wait if can_wait else 0.0,
@@ -130,16 +204,44 @@ class Registry:
         return Listing(tuple(_listed(_json(answer))), answer.headers.get("ETag", ""))
 
     def heartbeat(self, instance_index: int) -> None:
-        """NotRegistered: register again."""
-        self._ask("POST", f"/heartbeat/{quote(self._cluster_id, safe='')}/{instance_index}")
+        """NotRegistered: register again. IndexTaken: a later run of the instance has."""
+        if self._is_old:
+            cluster = quote(self._cluster_id, safe="")
+            self._ask("POST", f"/heartbeat/{cluster}/{instance_index}")
+        else:
+            path = self._instance_path(instance_index) + "/heartbeat"
+            self._ask("POST", path, json={"boot_id": self._boot_id})
 
     def leave(self, instance_index: int, *, timeout: float) -> None:
         """Says goodbye, within `timeout` seconds or not at all."""
-        path = f"/instance/{quote(self._cluster_id, safe='')}/{instance_index}"
         try:
-            self._exchange("DELETE", path, timeout=timeout)
+            if self._is_old:
+                cluster = quote(self._cluster_id, safe="")
+                self._exchange("DELETE", f"/instance/{cluster}/{instance_index}", timeout=timeout)
+            else:
+                path = self._instance_path(instance_index)
+                params = {"boot_id": self._boot_id}
+                self._exchange("DELETE", path, params=params, timeout=timeout)
         except requests.RequestException as error:
             logger.debug("! %s was not told that this instance leaves: %s", self.url, error)
+
+    def successor(self) -> Registry:
+        """Another connection to the same server, which knows what this one has learned of it."""
+        other = Registry(self.url, cluster_id=self._cluster_id, key=self._key)
+        other._is_old, other._boot_id = self._is_old, self._boot_id
+        return other
+
+    def _instance_path(self, instance_index: int) -> str:
+        return f"/v1/clusters/{quote(self._cluster_id, safe='')}/instances/{instance_index}"
+
+    def _either(self, ask: Callable[[], T], ask_old: Callable[[], T]) -> T:
+        """By the richer routes, unless the server has none."""
+        if not self._is_old:
+            try:
+                return ask()
+            except _NoSuchRoute:
+                self._is_old = True
+        return ask_old()
 
     def interrupt(self) -> None:
         """From any thread: what is asked, or would be, fails at once."""
@@ -197,7 +299,12 @@ class Registry:
         status = answer.status
         if status in (requests.codes.ok, requests.codes.created, requests.codes.not_modified):
             return answer
-        told = _told(answer)
+        told, refusal = _told(answer), _object(answer)
+        code = refusal.get("code")
+        if status in _NO_ROUTE and code != _NOT_REGISTERED and not self._is_old:
+            raise _NoSuchRoute(f"{self.url} answers {status}: {told}")
+        if code == _FULL:
+            raise RegistrationRefused(f"{self.url}: {told}")
         is_key = status in (requests.codes.unauthorized, requests.codes.forbidden)
         if is_key and _is_json(answer):
             raise RegistrationRefused(
@@ -206,6 +313,10 @@ class Registry:
             )
         if status in (requests.codes.not_found, requests.codes.gone):
             raise NotRegistered(f"{self.url} does not know this instance ({told})")
+        if code == _HELD:
+            holder = refusal.get("holder")
+            last_ping = holder.get("last_ping", "") if isinstance(holder, dict) else ""
+            raise IndexHeld(f"{self.url}: {told}", str(last_ping))
         if status == requests.codes.conflict:
             raise IndexTaken(f"{self.url}: {told}")
         if status >= requests.codes.server_error or status == requests.codes.too_many_requests:
@@ -273,15 +384,21 @@ def _is_json(answer: Answer) -> bool:
     return "json" in answer.headers.get("Content-Type", "")
 
 
-def _told(answer: Answer) -> str:
-    """What a server says that is wrong."""
+def _object(answer: Answer) -> dict[str, Any]:
+    """The JSON of an answer; empty: it is none."""
     try:
         body = answer.json()
     except ValueError:
-        body = None
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _told(answer: Answer) -> str:
+    """What a server says that is wrong."""
+    body = _object(answer)
     for name in ("message", "error", "detail"):
-        if isinstance(body, dict) and isinstance(body.get(name), str):
-            return str(body[name])[:200]
+        if isinstance(body.get(name), str):
+            return str(body[name])[:300]
     return (answer.reason or "no reason given")[:200]
 
 

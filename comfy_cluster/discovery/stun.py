@@ -16,15 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from comfy_cluster import identity
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
 from comfy_cluster.discovery.interfaces import own_addresses
 from comfy_cluster.discovery.own_address import own_hostname
+from comfy_cluster.discovery.reflexive import Ask, ReflexiveAddress
 from comfy_cluster.discovery.registry import (
     LARGEST_WAIT,
+    IndexHeld,
     IndexTaken,
     Listed,
     NotRegistered,
+    Registered,
     Registration,
     Registry,
 )
@@ -36,6 +40,7 @@ logger = logging.getLogger("comfy_cluster.discovery")
 HEARTBEAT_INTERVAL = 20.0  # seconds; a third of the time that a server keeps who is silent
 FORMING_INTERVAL = 0.5  # seconds between two lists while somebody is missing
 COMPLETE_INTERVAL = 30.0  # seconds, from then on
+HELD_INTERVAL = 2.0  # seconds until an index is asked for again that another instance has
 FIRST_RETRY_DELAY = 0.5  # seconds until a server is tried again; then it doubles
 LARGEST_RETRY_DELAY = 15.0
 JITTER = 0.2  # of each delay, so that the instances of a cluster do not come at once
@@ -53,6 +58,7 @@ class _Server:
     """What it answers decides whether this instance has to leave: that is not interrupted."""
     registered_as: Registration | None = None
     heartbeat_at: float = 0.0
+    heartbeat_interval: float = HEARTBEAT_INTERVAL
     revision: str = ""
     retry_delay: float = FIRST_RETRY_DELAY
     trouble: str = ""
@@ -60,6 +66,8 @@ class _Server:
     listed: dict[int, Listed] = field(default_factory=dict)
     is_borrowed: bool = False
     """The registration is the instance's own, which an observer in its place leaves alone."""
+    holder_ping: str | None = None
+    """When the instance that has this one's index gave a sign of life; None: none is known."""
     was_taken_in: bool = False
     """It has registered this instance before."""
 
@@ -75,12 +83,20 @@ class StunDiscovery:
         make_registry: Callable[[str], Registry] | None = None,
         rng: random.Random | None = None,
         is_observer: bool = False,
+        ask_reflexive: Ask | None = None,
     ) -> None:
+        """`ask_reflexive`: of the transport; None: no candidates are published."""
         self._config = config
+        self._boot_id = f"{identity.new_boot_id():016x}"
         self._is_observer = is_observer
         self._make_registry = make_registry or self._registry_at
         self._rng = rng or random.Random()
         self._resolve: Resolver = resolve_ipv6 if ":" in config.listen_address else resolve_ipv4
+        self._reflexive: ReflexiveAddress | None = None
+        if ask_reflexive is not None and not is_observer:
+            self._reflexive = ReflexiveAddress(
+                config, (), ask=ask_reflexive, on_change=self._on_reflexive
+            )
         self._servers: list[_Server] = []
         self._connected: set[int] = set()
         self._reported: dict[int, Address] = {}
@@ -144,6 +160,8 @@ class StunDiscovery:
 
     def close(self) -> None:
         self.stop_soon()
+        if self._reflexive is not None:
+            self._reflexive.close()
         assert self._close_by is not None
         for each in self._servers:
             if each.thread is not None and each.thread is not threading.current_thread():
@@ -152,7 +170,7 @@ class StunDiscovery:
     def _leave(self, server: _Server) -> None:
         if server.registered_as is None or server.is_borrowed:
             return
-        registry = self._make_registry(server.registry.url)
+        registry = server.registry.successor()  # that one may have been interrupted
         registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
         registry.close()
 
@@ -189,7 +207,7 @@ class StunDiscovery:
             if now >= server.heartbeat_at:
                 if not server.is_borrowed:
                     server.registry.heartbeat(self._config.instance_index)
-                server.heartbeat_at = now + self._spread(HEARTBEAT_INTERVAL)
+                server.heartbeat_at = now + self._spread(server.heartbeat_interval)
             return self._list(server, now)
         except (NotRegistered, RegistrationRefused):
             # It may say so of a cluster that it has never heard of, too: registering tells.
@@ -206,7 +224,7 @@ class StunDiscovery:
             server.is_registering = not server.is_borrowed
         try:
             if server.is_registering:
-                self._take(server, server.registry.register(registration))
+                self._on_granted(server, server.registry.register(registration))
             self._on_registered(server, registration)
         finally:
             server.is_registering = False
@@ -228,6 +246,8 @@ class StunDiscovery:
         until_heartbeat = max(0.0, server.heartbeat_at - now)
         began = time.monotonic()
         wait = 0.0 if self._is_complete() else min(LARGEST_WAIT, until_heartbeat)
+        if self._reflexive is not None and self._reflexive.is_pending:  # soon to be published
+            wait = min(wait, FORMING_INTERVAL)
         listing = server.registry.instances(server.revision, wait=wait)
         if listing is not None:
             server.revision = listing.revision
@@ -253,6 +273,8 @@ class StunDiscovery:
             hostname,
             config.direct_listen_port,
             config.role,
+            self._boot_id,
+            tuple(self._reflexive.candidates()) if self._reflexive is not None else (),
         )
 
     def _destinations(self, server: _Server) -> list[tuple[str, int]]:
@@ -264,10 +286,23 @@ class StunDiscovery:
         url = urlsplit(server.registry.url)
         return [(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))]
 
+    def _on_granted(self, server: _Server, granted: Registered) -> None:
+        server.holder_ping = None
+        server.heartbeat_interval = granted.heartbeat_interval or HEARTBEAT_INTERVAL
+        hostname = urlsplit(server.registry.url).hostname
+        if self._reflexive is not None and granted.stun_port is not None and hostname:
+            self._reflexive.add_server((hostname, granted.stun_port))
+        self._take(server, granted.instances)
+
+    def _on_reflexive(self, address: Address) -> None:
+        """Each server is told, those that hold a question when it is over."""
+        with self._changed:
+            self._changed.notify_all()
+
     def _on_registered(self, server: _Server, registration: Registration) -> None:
         server.registered_as = registration
         server.was_taken_in = True
-        server.heartbeat_at = time.monotonic() + self._spread(HEARTBEAT_INTERVAL)
+        server.heartbeat_at = time.monotonic() + self._spread(server.heartbeat_interval)
         where = address_text((registration.hostname, registration.port))
         logger.info("= registered at %s as %s", server.registry.url, where)
 
@@ -280,9 +315,19 @@ class StunDiscovery:
     def _on_error(self, server: _Server, error: DiscoveryError) -> float:
         if self._is_closed:  # it was interrupted
             return 0.0
+        if isinstance(error, IndexHeld):
+            return self._on_held(server, error)
         if isinstance(error, IndexTaken):
             return self._on_taken(server, error)
         return self._on_trouble(server, error)
+
+    def _on_held(self, server: _Server, error: IndexHeld) -> float:
+        """It lives if it gives another sign of life; else its registration is to be had soon."""
+        known, server.holder_ping = server.holder_ping, error.last_ping
+        if known not in (None, error.last_ping):
+            return self._on_taken(server, IndexTaken(f"{error}. It lives"))
+        self._on_trouble(server, error)
+        return self._spread(HELD_INTERVAL)
 
     def _on_taken(self, server: _Server, error: IndexTaken) -> float:
         """Ends an instance that was never part of the cluster, and no other."""

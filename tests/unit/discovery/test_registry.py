@@ -25,7 +25,7 @@ from comfy_cluster.errors import RegistrationRefused, RegistryUnavailable
 from tests.unit.discovery.rendezvous import Rendezvous, dripping_tls_server, silent_server
 
 KEY = "k" * 32
-OWN = Registration("c", 2, "10.0.0.3", 9998, Role.FOLLOWER)
+OWN = Registration("c", 2, "10.0.0.3", 9998, Role.FOLLOWER, boot_id="b1")
 PREFIX = "Failed to register with STUN server: "
 
 
