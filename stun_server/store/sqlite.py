@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import sqlite3
-import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +24,12 @@ from stun_server.store.base import (
     Lease,
     Listing,
     Renewal,
-    StoreUnavailable,
     T,
     Totals,
 )
-from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
+from stun_server.store.sqlite_connections import Connections
 
-BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
-_File = tuple[int, int]  # device and inode
-_NO_FILE: _File = (0, 0)
 _AUDIT_LOOK = 256  # events after which one looks for too many: it costs a walk along the index
 _LEASE_COLUMNS = (
     "instance_id, boot_id, address, port, role, generation, registered_at, last_ping_at, "
@@ -63,19 +55,10 @@ class SqliteStore:
         wall: Callable[[], float] = time.time,
         boot_id: Callable[[], str] = host_clock.boot_id,
     ) -> None:
-        self._path = path
+        self._connections = Connections(path)
         self._clock = clock
         self._wall = wall
         self._boot_id = boot_id
-        self._idle: list[sqlite3.Connection] = []
-        self._used = 0  # connections
-        self._file = _NO_FILE  # that they are of
-        self._epoch = ""
-        self._lock = threading.Lock()  # guards the four above
-        self._none_used = threading.Condition(self._lock)
-        # One writer of this process at a time: SQLite's own way of waiting is to sleep and look.
-        self._writing = threading.Lock()
-        _stores.add(self)
 
     def now(self) -> float:
         return self._clock()
@@ -90,8 +73,8 @@ class SqliteStore:
     def renew(
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
-        now = self._clock()
-        with self._writing, self._connection() as connection:
+        with self._connections.writer() as connection:
+            now = self._clock()
             changed = connection.execute(
                 "UPDATE leases SET expires_at = ?, last_ping_at = ? WHERE cluster_id = ? "
                 "AND instance_id = ? AND expires_at > ? AND boot_id = ifnull(?, boot_id)",
@@ -106,18 +89,18 @@ class SqliteStore:
         return Renewal.REPLACED if is_there else Renewal.MISSING
 
     def listing(self, cluster_id: str) -> Listing:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             # One statement, so that revision and leases are of one moment.
             row = connection.execute(
                 f"SELECT revision, ({_LEASES_AS_JSON}) FROM clusters WHERE cluster_id = ?1",
                 (cluster_id,),
             ).fetchone()
         revision, leases = row or (0, "[]")
-        return Listing(self._epoch, revision, self._clock(), tuple(_leases(leases)))
+        return Listing(self._connections.epoch, revision, self._clock(), tuple(_leases(leases)))
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         found = {}
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             for cluster_id in cluster_ids:
                 row = connection.execute(
                     "SELECT revision FROM clusters WHERE cluster_id = ?", (cluster_id,)
@@ -131,7 +114,7 @@ class SqliteStore:
         )
 
     def keys(self, cluster_id: str) -> tuple[ClusterKey, ...]:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             return _keys(connection, cluster_id)
 
     def clusters_with_key(self, key_hash: str) -> list[str]:
@@ -186,11 +169,11 @@ class SqliteStore:
             return _count(connection, key)
 
     def count_of(self, bucket: str, *, window: float, wall: float) -> int:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             return _count(connection, (bucket, int(wall // window * window)))
 
     def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             rows = connection.execute(
                 f"SELECT {_AUDIT_COLUMNS} FROM audit WHERE cluster_id = ? ORDER BY id DESC LIMIT ?",
                 (cluster_id, limit),
@@ -206,7 +189,7 @@ class SqliteStore:
 
     def resume(self, *, ttl: float, silence: float) -> int:
         boot_id = self._boot_id()
-        self._look_at_file()
+        self._connections.look_at_file()
         with self._writes() as connection:
             now = self._clock()  # within: another process's sign of life is not later than it
             meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
@@ -230,7 +213,7 @@ class SqliteStore:
         return int(renewed)
 
     def totals(self) -> Totals:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             leases, clusters = connection.execute(
                 "SELECT (SELECT count(*) FROM leases WHERE expires_at > ?), "
                 "(SELECT count(DISTINCT cluster_id) FROM cluster_keys)",
@@ -239,30 +222,16 @@ class SqliteStore:
         return Totals(clusters=clusters, leases=leases)
 
     def close(self) -> None:
-        with self._lock:
-            self._close_idle()
-
-    def before_fork(self) -> None:
-        """Closes all connections, waits for those in use, and lets nobody have one until after."""
-        self._writing.acquire()
-        self._lock.acquire()
-        while self._used:
-            self._none_used.wait()
-        self._close_idle()
-
-    def after_fork(self) -> None:
-        """In both processes."""
-        self._lock.release()
-        self._writing.release()
+        self._connections.close()
 
     def _column(self, statement: str, *values: Any) -> list[str]:
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             return [row[0] for row in connection.execute(statement, values).fetchall()]
 
     @contextlib.contextmanager
     def _writes(self, *, is_durable: bool = False) -> Iterator[sqlite3.Connection]:
         """One transaction; taken back if the block raises."""
-        with self._writing, self._connection() as connection:
+        with self._connections.writer() as connection:
             if is_durable:
                 connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
@@ -274,133 +243,6 @@ class SqliteStore:
                     connection.execute("ROLLBACK")
                 if is_durable:
                     connection.execute("PRAGMA synchronous = NORMAL")
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        try:
-            connection, file = self._take()
-            try:
-                yield connection
-            except sqlite3.Error:
-                self._give_back(connection, _NO_FILE)  # it may be what is wrong
-                raise
-            except BaseException:
-                self._give_back(connection, file)
-                raise
-            self._give_back(connection, file)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(
-                f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
-                "writable, on a local disk with space?"
-            ) from error
-
-    def _take(self) -> tuple[sqlite3.Connection, _File]:
-        with self._lock:
-            idle = self._idle.pop() if self._idle else None
-            file = self._file
-            self._used += 1
-        if idle is not None:
-            return idle, file
-        try:
-            return self._connect()
-        except BaseException:
-            self._give_back(None, _NO_FILE)
-            raise
-
-    def _give_back(self, connection: sqlite3.Connection | None, file: _File) -> None:
-        with self._lock:
-            self._used -= 1
-            if connection is not None and file == self._file != _NO_FILE:
-                self._idle.append(connection)
-            elif connection is not None:
-                connection.close()
-            if not self._used:
-                self._none_used.notify_all()
-
-    def _look_at_file(self) -> None:
-        """Leaves a file that is not at its place any more, such as when a copy was put there."""
-        file = _file_at(self._path)
-        with self._lock:
-            if file != self._file:
-                self._file = file
-                self._close_idle()
-
-    def _close_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def _connect(self) -> tuple[sqlite3.Connection, _File]:
-        with contextlib.suppress(OSError):  # SQLite says better what is wrong
-            # Keys are in it, if only their hashes.
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        file = _file_at(self._path)
-        connection = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            epoch = self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        with self._lock:
-            self._epoch = epoch
-            if file != self._file:
-                self._file = file
-                self._close_idle()
-        return connection, file
-
-    def _prepare(self, connection: sqlite3.Connection) -> str:
-        """Makes the tables where they are missing; the epoch."""
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise StoreUnavailable(
-                f"STUN_STORE, the SQLite file {self._path}: a newer version of this server made it "
-                f"(schema {version}, this one knows {SCHEMA_VERSION}): update, or use another file"
-            )
-        if version < SCHEMA_VERSION:
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in SCHEMA:
-                connection.execute(statement)
-            connection.execute(
-                "INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (secrets.token_hex(4),)
-            )
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("COMMIT")
-        row = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-        return str(row[0])
-
-
-# SQLite's connections must not cross a fork, not even to be closed in the child.
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_held_for_fork: list[SqliteStore] = []
-
-
-def _before_fork() -> None:
-    for store in list(_stores):
-        store.before_fork()
-        _held_for_fork.append(store)
-
-
-def _after_fork() -> None:
-    while _held_for_fork:
-        _held_for_fork.pop().after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )
-
-
-def _file_at(path: Path) -> _File:
-    try:
-        found = path.stat()
-    except OSError:
-        return _NO_FILE
-    return (found.st_dev, found.st_ino)
 
 
 class _View:
