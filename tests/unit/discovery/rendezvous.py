@@ -1,4 +1,7 @@
-"""A rendezvous server after the contract of spec.md section 9, in this process; tests spoil it."""
+"""A rendezvous server after the contract of spec.md section 9, in this process; tests spoil it.
+
+It has no other routes, as the servers of others.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class Rendezvous:
             def answer(self) -> None:
                 rendezvous.answer(self)
 
-            do_GET = do_POST = do_DELETE = answer
+            do_GET = do_POST = do_PUT = do_DELETE = answer
 
             def log_message(self, *_: object) -> None:
                 """The tests have no use for it."""
@@ -105,6 +108,9 @@ class Rendezvous:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         size = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(size)) if size else {}
+        if request.path.startswith("/v1/") and self.stalling is None and self.failing is None:
+            self._refuse_route(request)
+            return
         with self.changed:
             self.asked.append(f"{request.command} {request.path}")
             self.changed.notify_all()
@@ -126,6 +132,11 @@ class Rendezvous:
         request.end_headers()
         if status != 304:
             request.wfile.write(data)
+
+    def _refuse_route(self, request: BaseHTTPRequestHandler) -> None:
+        request.send_response(404)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
 
     def _stall(self, request: BaseHTTPRequestHandler) -> None:
         request.close_connection = True

@@ -42,7 +42,10 @@ def client(url: str, *, key: str = KEY) -> Registry:
 def test_the_routes_of_the_contract(server: Rendezvous) -> None:
     asking = client(server.url)
     server.put(0)
-    assert asking.register(OWN) == (Listed(0, "10.0.0.9", 9998), Listed(2, "10.0.0.3", 9998))
+    assert asking.register(OWN).instances == (
+        Listed(0, "10.0.0.9", 9998),
+        Listed(2, "10.0.0.3", 9998),
+    )
     listing = asking.instances()
     assert listing is not None and len(listing.instances) == 2
     asking.heartbeat(2)
@@ -151,7 +154,7 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end(server: Rendezvous) 
     with pytest.raises(RegistryUnavailable) as info:
         client(server.url).instances()
     text = str(info.value)
-    assert text.startswith(f"{server.url} answers GET /instances/c with more than 4 MiB")
+    assert text.startswith(f"{server.url} answers GET /v1/clusters/c with more than 4 MiB")
     assert "COMFY_CLUSTER_STUN_SERVER" in text
 
 
@@ -160,7 +163,7 @@ def test_a_large_answer_that_tells_its_size_is_not_read_either(server: Rendezvou
     with pytest.raises(RegistryUnavailable, match="more than 4 MiB"):
         client(server.url).register(OWN)
     server.raw_answer = b" " * (LARGEST_ANSWER - 2) + b"{}"
-    assert client(server.url).register(OWN) == ()
+    assert client(server.url).register(OWN).instances == ()
 
 
 def test_what_is_packed_stays_packed(server: Rendezvous) -> None:
@@ -181,7 +184,7 @@ def test_whoever_is_interrupted_asks_no_more(server: Rendezvous) -> None:
     server.stalling = "silence"
 
     def interrupt() -> None:
-        server.wait_for("GET /instances/c")
+        server.wait_for("GET /v1/clusters/c")
         asking.interrupt()
 
     asked = threading.Thread(target=interrupt)

@@ -309,7 +309,7 @@ def test_closing_does_not_wait_for_a_server_that_never_registered_it(how: str) -
             each.stalling = how
         one.start()
         for each in servers:
-            each.wait_for("POST /register-instance")
+            each.wait_for("PUT /v1/clusters/c/instances")
         assert seconds_to_close(one) < CLOSING
         assert seconds_to_close(one) < 0.5, "the second time there is nothing to wait for"
 
