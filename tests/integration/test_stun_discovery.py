@@ -194,10 +194,13 @@ def test_the_responder_is_asked_through_the_data_socket(tmp_path: Path) -> None:
         config = config_for(
             server, 0, single_host=True, direct_listen_port=own_port, instance_address=None
         )
-        with build_cluster(config) as cluster:
-            cluster.start()
+        responder = server.service.responder
+        assert responder is not None
+        with build_cluster(config):
+            wait_until(lambda: responder.stats().answers > 0)
             wait_until(lambda: "0" in server.instances())
-            wait_until(lambda: bool(server.instances()["0"].candidates))
+            [published] = server.instances()["0"].candidates
+            assert (published["address"], published["port"]) == ("127.0.0.1", own_port)
         assert server.instances() == {}
 
 
