@@ -58,12 +58,12 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
             return port
 
 
-def start_server(folder: Path, *, port: int | None = None, **settings: str) -> RunningServer:
+def start_server(folder: Path, *, port: int | str | None = None, **settings: str) -> RunningServer:
     """Starts gunicorn and waits until it answers; `settings` are environment variables.
 
     RuntimeError: it does not; its log is in the text. The same folder and port start it again.
     """
-    port = free_port() if port is None else port
+    port = free_port() if port is None else int(port)  # a text, so that `**settings` fits too
     log_path = folder / "server.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
@@ -139,7 +139,7 @@ def kill_server(server: RunningServer) -> None:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *, port: int | None = None, **settings: str
+    folder: Path, *, port: int | str | None = None, **settings: str
 ) -> Iterator[RunningServer]:
     """A server for as long as the block lasts."""
     server = start_server(folder, port=port, **settings)
