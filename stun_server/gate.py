@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from stun_server.keys import fingerprint, hash_of, is_among
 from stun_server.problems import ClusterFull, InvalidRequest, KeyRefused, TooManyFailures
@@ -22,7 +23,18 @@ LARGEST_FAILURES = 10  # wrong keys of one source in a window
 FAILURE_WINDOW = 10.0  # seconds
 LARGEST_NEW_CLUSTERS = 30  # that one source may make in a window
 NEW_CLUSTER_WINDOW = 60.0  # seconds
-_REMEMBERED = 4096  # sources with right keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    name: str
+    largest: int
+    window: float
+
+
+_FAILURES = _Limit("key", LARGEST_FAILURES, FAILURE_WINDOW)
+_NEW_CLUSTERS = _Limit("new", LARGEST_NEW_CLUSTERS, NEW_CLUSTER_WINDOW)
+_REMEMBERED = 4096  # networks with right keys
 _IPV6_NETWORK = 64  # bits; one subscriber has at least that
 
 
@@ -46,7 +58,7 @@ class Gate:
         }
         self._wall = wall
         self._on_event = on_event
-        self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._right: OrderedDict[tuple[str, str], None] = OrderedDict()  # the latest last
         self._lock = threading.Lock()  # guards the line above
 
     def admit(self, cluster_id: str, key: str, asker: Asker) -> Asker:
@@ -101,13 +113,14 @@ class Gate:
             raise InvalidRequest(
                 f"X-Cluster-Key is no key for a new cluster: it must have {KEY_FORM}"
             )
-        wall, bucket = self._wall(), f"new:{_network_of(asker.source)}"
+        self._admitted(key_hash, asker)  # a source that may try no keys makes no clusters either
+        wall = self._wall()
         if self._store.totals().clusters >= self._largest_cluster_count:
             raise ClusterFull(
                 "This server has as many clusters as it takes: the operator can raise "
                 "STUN_MAX_CLUSTERS"
             )
-        if self._store.count(bucket, window=NEW_CLUSTER_WINDOW, wall=wall) > LARGEST_NEW_CLUSTERS:
+        if self._is_over(_NEW_CLUSTERS, asker.source, wall, is_counted=True):
             raise TooManyFailures(
                 f"{asker.source} has registered too many new clusters",
                 _left(NEW_CLUSTER_WINDOW, wall),
@@ -127,18 +140,29 @@ class Gate:
             self._on_event(event)
 
     def _refuse(self, source: str) -> None:
-        bucket, wall = f"key:{_network_of(source)}", self._wall()
-        if self._store.count(bucket, window=FAILURE_WINDOW, wall=wall) > LARGEST_FAILURES:
+        wall = self._wall()
+        if self._is_over(_FAILURES, source, wall, is_counted=True):
             raise _too_many(source, wall)
         raise KeyRefused
 
+    def _is_over(self, limit: _Limit, source: str, wall: float, *, is_counted: bool) -> bool:
+        """Whether it was reached before, or is passed by this one. No flood costs more writes."""
+        bucket = f"{limit.name}:{_network_of(source)}"
+        if self._store.count_of(bucket, window=limit.window, wall=wall) > limit.largest:
+            return True
+        if not is_counted:
+            return False
+        return self._store.count(bucket, window=limit.window, wall=wall) > limit.largest
+
     def _admitted(self, key_hash: str, asker: Asker) -> Asker:
-        pair = (asker.source, key_hash)
+        pair = (_network_of(asker.source), key_hash)
         with self._lock:
             is_known = pair in self._right
+            if is_known:
+                self._right.move_to_end(pair)
         if not is_known:
-            bucket, wall = f"key:{_network_of(asker.source)}", self._wall()
-            if self._store.count_of(bucket, window=FAILURE_WINDOW, wall=wall) > LARGEST_FAILURES:
+            wall = self._wall()
+            if self._is_over(_FAILURES, asker.source, wall, is_counted=False):
                 raise _too_many(asker.source, wall)
             with self._lock:
                 self._right[pair] = None

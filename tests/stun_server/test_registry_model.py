@@ -10,28 +10,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from stun_server.problems import ClusterFull, InstanceConflict, NotRegistered, Problem
+from stun_server.problems import ClusterFull, InstanceConflict, InstanceHeld, NotRegistered, Problem
 from stun_server.registry import REPLACED_KEPT, Asker, Registration, Registry
 from stun_server.settings import RegistrySettings
 from stun_server.store import AuditEvent, Lease, Store
 from tests.stun_server.redis_server import RedisServer
 from tests.stun_server.timed_stores import TimedRedis, TimedSqlite, TimedStore
 
-TTL = 60
+TTL = 70  # seconds
+LATE_WITH = 35  # seconds left, or less: between two tens
 SILENCE = 10
 INSTANCE_LIMIT = 2
 CLUSTERS = st.sampled_from(["a", "b"])
 INSTANCES = st.sampled_from(["0", "1", "worker"])
 RUNS = st.integers(0, 4).map("run-{}".format)
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2"])
-SPANS = st.sampled_from([10, 20, 50, 60, 70])
+SPANS = st.sampled_from([10, 20, 40, 60, 70, 80])
 # Of examples and steps; SQLite's take 2 ms a step, Redis' 5 ms.
 BUDGETS = {"sqlite": (60, 30), "redis": (60, 30)}
 
@@ -96,11 +96,21 @@ class RegistryMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.timed.close()
 
-    @rule(cluster_id=CLUSTERS, instance_id=INSTANCES, boot_id=RUNS, address=ADDRESSES)
-    def register(self, cluster_id: str, instance_id: str, boot_id: str, address: str) -> None:
+    @rule(
+        cluster_id=CLUSTERS,
+        instance_id=INSTANCES,
+        boot_id=RUNS,
+        address=ADDRESSES,
+        takes_over=st.booleans(),
+    )
+    def register(
+        self, cluster_id: str, instance_id: str, boot_id: str, address: str, takes_over: bool
+    ) -> None:
         self.is_unseen = False
         cluster = self.clusters[cluster_id]
-        registration = Registration(instance_id, boot_id, address, 8189, "FOLLOWER")
+        registration = Registration(
+            instance_id, boot_id, address, 8189, "FOLLOWER", takes_over=takes_over
+        )
 
         def act() -> Lease:
             return self.registry.register(cluster_id, registration, Asker())[0]
@@ -118,6 +128,8 @@ class RegistryMachine(RuleBasedStateMachine):
             if address != held.address:
                 cluster.happen("update")
             held.address, held.ends_at = address, self.now + TTL
+        elif held is not None and not takes_over and self.is_held(held, address):
+            raises(InstanceHeld, act)
         else:
             lease = act()
             assert lease.generation > cluster.generation
@@ -127,6 +139,9 @@ class RegistryMachine(RuleBasedStateMachine):
                 boot_id, address, self.now + TTL, lease.generation, replaced
             )
             cluster.happen("replace" if held else "register")
+
+    def is_held(self, held: ModelLease, address: str) -> bool:
+        return address != held.address and held.ends_at - self.now > LATE_WITH
 
     @rule(cluster_id=CLUSTERS, instance_id=INSTANCES, boot_id=st.none() | RUNS)
     def heartbeat(self, cluster_id: str, instance_id: str, boot_id: str | None) -> None:
@@ -244,9 +259,8 @@ def run(kind: str, timed: Callable[[], TimedStore]) -> None:
 
 
 def test_registry_and_model_agree_on_sqlite(tmp_path: Path) -> None:
-    with TemporaryDirectory(dir=tmp_path) as folder:
-        numbers = iter(range(10_000))
-        run("sqlite", lambda: TimedSqlite(Path(folder, f"{next(numbers)}.sqlite3")))
+    numbers = iter(range(10_000))
+    run("sqlite", lambda: TimedSqlite(tmp_path / f"{next(numbers)}.sqlite3"))
 
 
 def test_registry_and_model_agree_on_redis(redis_server: RedisServer) -> None:
