@@ -6,6 +6,7 @@ Holds no state outside of the application it makes; reads no environment (`wsgi.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -38,7 +39,7 @@ from stun_server.store import StoreUnavailable, open_store
 LARGEST_BODY = 64 * 1024
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Those that come often: logged at DEBUG when all is well.
-_OFTEN = ("/heartbeat", "/instances", "/health", "/livez", "/readyz", "/metrics", "/v1/clusters/")
+_OFTEN = ("/heartbeat", "/instances", "/health", "/livez", "/readyz", "/metrics", "/v1/clusters")
 
 
 def create_app(settings: RegistrySettings | None = None, service: Service | None = None) -> Flask:
@@ -126,7 +127,7 @@ def _problem(problem: Problem) -> Response:
         more["holder"] = dict(address=problem.address, port=problem.port, last_ping=last_ping)
     answer = _refusal(problem.status, problem.code, str(problem), more)
     if problem.retry_after is not None:
-        answer.headers["Retry-After"] = str(max(1, round(problem.retry_after)))
+        answer.headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
     return answer
 
 

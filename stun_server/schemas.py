@@ -273,7 +273,7 @@ class Refusal(BaseModel):
     code: str = Field(description="For programs; it does not change")
     error: str = Field(description="What was wrong, where, and what to do")
     faults: list[Fault] = []
-    holder: Holder | None = None
+    holder: Holder | None = Field(None, description="Of `instance_held` alone")
     request_id: str
 
 

@@ -139,6 +139,7 @@ def test_metadata_comes_from_one_place(compiled: Environment) -> None:
     assert {line.split("extra == ")[1].strip("'\"") for line in requirements if ";" in line} == {
         "bench",
         "fuzz",
+        "redis",
         "test",
     }
 
