@@ -99,9 +99,13 @@ def json_body() -> Any:
     if request.content_length is None and len(body) == request.max_content_length:
         raise RequestEntityTooLarge  # Werkzeug cuts a body of unknown length there, and goes on
     try:
-        return json.loads(body or b"null")
+        return json.loads(body or b"null", parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no value of it")
 
 
 def read_body(model: type[ModelT], *, is_optional: bool = False) -> ModelT:
