@@ -112,7 +112,8 @@ class ClusterView(Protocol):
     def leases(self) -> dict[str, Lease]:
         """By instance id, expired ones included."""
 
-    def put(self, lease: Lease) -> None: ...
+    def put(self, lease: Lease) -> None:
+        """With `bump`, unless it differs in its times alone: what a revision told is remembered."""
 
     def delete(self, instance_id: str) -> None: ...
 

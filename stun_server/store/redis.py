@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import orjson
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -35,6 +36,8 @@ from stun_server.store.base import (
     T,
     Totals,
 )
+from stun_server.store.known import KnownLeases
+from stun_server.store.redis_scripts import LIST, RENEW, RESUME
 
 PREFIX = "comfy-cluster-registry:1:"
 TIMEOUT = 3.0  # seconds of a connection, and of one command
@@ -42,44 +45,6 @@ MOST_TRIES = 200  # of a step that others were faster than
 LONGEST_PAUSE = 0.02  # seconds before the next try
 _LOCKS = 64
 
-# KEYS: leases, expiry, pings. ARGV: instance id, boot id or "", ttl, wall time.
-_RENEW = """
-local lease = redis.call('HGET', KEYS[1], ARGV[1])
-local expires_at = redis.call('ZSCORE', KEYS[2], ARGV[1])
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-if not lease or not expires_at or tonumber(expires_at) <= now then return 0 end
-if ARGV[2] ~= '' and cjson.decode(lease).boot_id ~= ARGV[2] then return 1 end
-redis.call('ZADD', KEYS[2], string.format('%.6f', now + ARGV[3]), ARGV[1])
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
-return 2
-"""
-# One step, so that no other server sees leases of before an absence as over, and so that the time
-# is not older than the sign of life that it is compared with. KEYS: alive-at, active.
-# ARGV: ttl, silence, the prefix of the clusters' expiry.
-_RESUME = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local alive_at = tonumber(redis.call('GET', KEYS[1]) or now)
-redis.call('SET', KEYS[1], string.format('%.6f', now))
-if math.abs(now - alive_at) <= tonumber(ARGV[2]) then return 0 end
-local renewed = 0
-local fresh, over = string.format('%.6f', now + ARGV[1]), string.format('%.6f', now)
-for _, cluster in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-    local expiry = ARGV[3] .. cluster
-    local held = redis.call('ZRANGE', expiry, 0, -1, 'WITHSCORES')
-    for at = 1, #held, 2 do
-        local expires_at = tonumber(held[at + 1])
-        if expires_at > alive_at then
-            redis.call('ZADD', expiry, fresh, held[at])
-            renewed = renewed + 1
-        elseif expires_at > now then
-            redis.call('ZADD', expiry, over, held[at])
-        end
-    end
-end
-return renewed
-"""
 _OUTCOMES = (Renewal.MISSING, Renewal.REPLACED, Renewal.RENEWED)
 _KEPT_APART = ("last_ping_at", "expires_at")  # what heartbeats change
 
@@ -101,8 +66,10 @@ class RedisStore:
             # since a Redis that hangs would hold each request for many times as long.
             retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
         )
-        self._renew = self._client.register_script(_RENEW)
-        self._resume = self._client.register_script(_RESUME)
+        self._known = KnownLeases()
+        self._list = self._client.register_script(LIST)
+        self._renew = self._client.register_script(RENEW)
+        self._resume = self._client.register_script(RESUME)
         # Threads of one process do not race each other for a cluster.
         self._locks = _new_locks()
         self._owner_pid = os.getpid()
@@ -142,15 +109,30 @@ class RedisStore:
 
     def listing(self, cluster_id: str) -> Listing:
         with self._errors():
-            pipe = self._client.pipeline()
-            pipe.get(_key("epoch"))
-            pipe.time()
-            pipe.hget(_key("cluster", cluster_id), "revision")
-            _read_leases(pipe, cluster_id)
-            epoch, now, revision, *stored = pipe.execute()
-            epoch = epoch or self._new_epoch()
-        leases = tuple(_leases(*stored).values())
-        return Listing(epoch, int(revision or 0), _seconds(now), leases)
+            epoch, revision, now, times, _ = self._read(cluster_id, with_leases=False)
+            leases = self._known.with_times(cluster_id, epoch, revision, times)
+            if leases is None:
+                epoch, revision, now, times, texts = self._read(cluster_id, with_leases=True)
+                self._known.note(cluster_id, epoch, revision, map(_lease, texts))
+                leases = self._known.with_times(cluster_id, epoch, revision, times)
+        return Listing(epoch, revision, now, leases or ())
+
+    def _read(
+        self, cluster_id: str, *, with_leases: bool
+    ) -> tuple[str, int, float, list[tuple[str, float, float]], list[str]]:
+        names = ("cluster", "leases", "expiry", "pings")
+        text = self._list(
+            keys=[*(_key(name, cluster_id) for name in names), _key("epoch")],
+            args=[int(with_leases)],
+        )
+        epoch, revision, seconds, micros, times, leases = orjson.loads(text)
+        return (
+            epoch or self._new_epoch(),
+            int(revision),
+            _seconds((seconds, micros)),
+            [(each, float(ping_at), float(ends_at)) for each, ping_at, ends_at in times],
+            list(leases),
+        )
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         with self._errors():
@@ -387,27 +369,24 @@ def _seconds(told: tuple[int, int]) -> float:
     return int(told[0]) + int(told[1]) / 1_000_000
 
 
-def _read_leases(pipe: Any, cluster_id: str) -> None:
-    pipe.hgetall(_key("leases", cluster_id))
-    pipe.zrange(_key("expiry", cluster_id), 0, -1, withscores=True)
-    pipe.hgetall(_key("pings", cluster_id))
-
-
 def _leases(
     stored: dict[str, str], expiry: list[tuple[str, float]], pings: dict[str, str]
 ) -> dict[str, Lease]:
     ends = dict(expiry)
-    found = {}
-    for instance_id, text in stored.items():
-        fields = json.loads(text)
-        fields["candidates"] = tuple(fields["candidates"])
-        fields["replaced"] = tuple(fields["replaced"])
-        found[instance_id] = Lease(
-            **fields,
-            last_ping_at=float(pings.get(instance_id, fields["registered_at"])),
-            expires_at=ends.get(instance_id, 0.0),
+    return {
+        instance_id: _lease(text)._replace(
+            last_ping_at=float(pings.get(instance_id, 0.0)), expires_at=ends.get(instance_id, 0.0)
         )
-    return found
+        for instance_id, text in stored.items()
+    }
+
+
+def _lease(text: str) -> Lease:
+    """But for its times, which are kept apart."""
+    fields = orjson.loads(text)
+    fields["candidates"] = tuple(fields["candidates"])
+    fields["replaced"] = tuple(fields["replaced"])
+    return Lease(**fields, last_ping_at=0.0, expires_at=0.0)
 
 
 def _write_lease(pipe: Any, cluster_id: str, instance_id: str, lease: Lease | None) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from stun_server.store import host_clock
 from stun_server.store.base import (
     AUDIT_PER_CLUSTER,
@@ -27,6 +29,7 @@ from stun_server.store.base import (
     T,
     Totals,
 )
+from stun_server.store.known import KnownLeases
 from stun_server.store.sqlite_connections import Connections
 
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
@@ -39,6 +42,10 @@ _LEASE_COLUMNS = (
 _LEASES_AS_JSON = (
     "SELECT json_group_array(json_array(instance_id, boot_id, address, port, role, generation, "
     "registered_at, last_ping_at, expires_at, json(candidates), json(replaced))) "
+    "FROM leases WHERE cluster_id = ?1"
+)
+_TIMES_AS_JSON = (
+    "SELECT json_group_array(json_array(instance_id, last_ping_at, expires_at)) "
     "FROM leases WHERE cluster_id = ?1"
 )
 _AUDIT_COLUMNS = "at, event, cluster_id, instance_id, source, key_fingerprint, request_id, detail"
@@ -59,6 +66,7 @@ class SqliteStore:
         self._clock = clock
         self._wall = wall
         self._boot_id = boot_id
+        self._known = KnownLeases()
 
     def now(self) -> float:
         return self._clock()
@@ -90,13 +98,14 @@ class SqliteStore:
 
     def listing(self, cluster_id: str) -> Listing:
         with self._connections.one() as connection:
-            # One statement, so that revision and leases are of one moment.
-            row = connection.execute(
-                f"SELECT revision, ({_LEASES_AS_JSON}) FROM clusters WHERE cluster_id = ?1",
-                (cluster_id,),
-            ).fetchone()
-        revision, leases = row or (0, "[]")
-        return Listing(self._connections.epoch, revision, self._clock(), tuple(_leases(leases)))
+            epoch = self._connections.epoch
+            revision, times = _revision_and(_TIMES_AS_JSON, connection, cluster_id)
+            leases = self._known.with_times(cluster_id, epoch, revision, orjson.loads(times))
+            if leases is None:
+                revision, text = _revision_and(_LEASES_AS_JSON, connection, cluster_id)
+                leases = tuple(_leases(text))
+                self._known.note(cluster_id, epoch, revision, leases)
+        return Listing(epoch, revision, self._clock(), leases)
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         found = {}
@@ -306,8 +315,16 @@ class _View:
             )
 
 
+def _revision_and(select: str, connection: sqlite3.Connection, cluster_id: str) -> tuple[int, str]:
+    """In one statement, so that both are of one moment."""
+    row = connection.execute(
+        f"SELECT revision, ({select}) FROM clusters WHERE cluster_id = ?1", (cluster_id,)
+    ).fetchone()
+    return row or (0, "[]")
+
+
 def _leases(text: str) -> Iterator[Lease]:
-    for *values, candidates, replaced in json.loads(text):
+    for *values, candidates, replaced in orjson.loads(text):
         yield Lease._make((*values, tuple(candidates), tuple(replaced)))
 
 
