@@ -29,8 +29,10 @@ from stun_server.store import AuditEvent, Lease
 LARGEST_WAIT = 30.0  # seconds that a request may wait for a change
 LARGEST_AUDIT = 1000  # events
 CANDIDATES_TAKEN = 8
+LARGEST_INDEX = 2**53 - 1  # that JSON's numbers hold exactly everywhere
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 BOOT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}$"
+HOST_ADDRESS = "host-address"  # format of the JSON Schema: no standard one has names and addresses
 ID_PATTERN = f"^{CLUSTER_ID.pattern}$"
 
 
@@ -48,15 +50,16 @@ def _address(text: str) -> str:
     return text
 
 
-def _port(value: Any) -> Any:
+def _whole(value: Any) -> Any:
     """JSON knows one kind of numbers: 5901.0 is 5901."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _instance_id(value: Any) -> Any:
     """A number is taken for its text."""
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else value
+    value = _whole(value)
+    is_index = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_index and 0 <= value <= LARGEST_INDEX else value
 
 
 def _role(text: str) -> str:
@@ -72,7 +75,10 @@ InstanceId = Annotated[
 ]
 LooseInstanceId = Annotated[
     InstanceId,
-    BeforeValidator(_instance_id, json_schema_input_type=InstanceId | int),
+    BeforeValidator(
+        _instance_id,
+        json_schema_input_type=InstanceId | Annotated[int, Field(ge=0, le=LARGEST_INDEX)],
+    ),
 ]
 BootId = Annotated[
     StrictStr,
@@ -83,10 +89,15 @@ BootId = Annotated[
 ]
 HostAddress = Annotated[
     StrictStr,
-    Field(min_length=1, max_length=253, description="Host name or IP address, without port"),
+    Field(
+        min_length=1,
+        max_length=253,
+        description="Host name or IP address, without port; no multicast, and not 0.0.0.0 or ::",
+        json_schema_extra={"format": HOST_ADDRESS},
+    ),
     AfterValidator(_address),
 ]
-Port = Annotated[StrictInt, Field(ge=1, le=65_535), BeforeValidator(_port)]
+Port = Annotated[StrictInt, Field(ge=1, le=65_535), BeforeValidator(_whole)]
 Role = Annotated[StrictStr, Field(pattern="^(?i:leader|follower)$"), AfterValidator(_role)]
 
 
@@ -102,7 +113,7 @@ class Candidate(_Strict):
     )
     address: HostAddress
     port: Port
-    priority: Annotated[StrictInt, Field(ge=0, le=2**31 - 1)] = Field(
+    priority: Annotated[StrictInt, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)] = Field(
         0, description="RFC 8445, 5.1.2: the highest is tried first"
     )
 

@@ -24,7 +24,6 @@ from tests.stun_server.apps import (
     running_site,
 )
 
-
 FRACTION = pytest.param(
     "1.5", marks=pytest.mark.xfail(strict=True, reason="routes/v1.py: cut to a whole number")
 )

@@ -100,6 +100,7 @@ def test_a_step_sees_what_it_wrote_and_its_result_comes_back(store: Store) -> No
         view.put(lease(view, "2"))
         view.delete("0")
         view.put(view.leases()["1"]._replace(port=1))
+        view.bump()
         return sorted(f"{each.instance_id}:{each.port}" for each in view.leases().values())
 
     assert store.update("a", step) == ["1:1", "2:8189"]
