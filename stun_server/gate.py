@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from stun_server.keys import fingerprint, hash_of, is_among
 from stun_server.problems import ClusterFull, InvalidRequest, KeyRefused, TooManyFailures
@@ -23,17 +22,6 @@ LARGEST_FAILURES = 10  # wrong keys of one source in a window
 FAILURE_WINDOW = 10.0  # seconds
 LARGEST_NEW_CLUSTERS = 30  # that one source may make in a window
 NEW_CLUSTER_WINDOW = 60.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    name: str
-    largest: int
-    window: float
-
-
-_FAILURES = _Limit("key", LARGEST_FAILURES, FAILURE_WINDOW)
-_NEW_CLUSTERS = _Limit("new", LARGEST_NEW_CLUSTERS, NEW_CLUSTER_WINDOW)
 _REMEMBERED = 4096  # networks with right keys
 _IPV6_NETWORK = 64  # bits; one subscriber has at least that
 
@@ -120,7 +108,8 @@ class Gate:
                 "This server has as many clusters as it takes: the operator can raise "
                 "STUN_MAX_CLUSTERS"
             )
-        if self._is_over(_NEW_CLUSTERS, asker.source, wall, is_counted=True):
+        made = f"new:{_network_of(asker.source)}"
+        if self._store.count_of(made, window=NEW_CLUSTER_WINDOW, wall=wall) >= LARGEST_NEW_CLUSTERS:
             raise TooManyFailures(
                 f"{asker.source} has registered too many new clusters",
                 _left(NEW_CLUSTER_WINDOW, wall),
@@ -136,23 +125,24 @@ class Gate:
         )
         first = (ClusterKey(key_hash, wall),)
         kept = self._store.change_keys(cluster_id, lambda keys: keys or first, event)
-        if kept == first:
+        if kept == first:  # of all that come at once, one was the first
+            self._store.count(made, window=NEW_CLUSTER_WINDOW, wall=wall)
             self._on_event(event)
 
     def _refuse(self, source: str) -> None:
         wall = self._wall()
-        if self._is_over(_FAILURES, source, wall, is_counted=True):
+        if self._is_over(source, wall, is_counted=True):
             raise _too_many(source, wall)
         raise KeyRefused
 
-    def _is_over(self, limit: _Limit, source: str, wall: float, *, is_counted: bool) -> bool:
-        """Whether it was reached before, or is passed by this one. No flood costs more writes."""
-        bucket = f"{limit.name}:{_network_of(source)}"
-        if self._store.count_of(bucket, window=limit.window, wall=wall) > limit.largest:
+    def _is_over(self, source: str, wall: float, *, is_counted: bool) -> bool:
+        """Whether it failed too often before, or does so by this one. No flood costs more writes."""
+        bucket = f"key:{_network_of(source)}"
+        if self._store.count_of(bucket, window=FAILURE_WINDOW, wall=wall) > LARGEST_FAILURES:
             return True
         if not is_counted:
             return False
-        return self._store.count(bucket, window=limit.window, wall=wall) > limit.largest
+        return self._store.count(bucket, window=FAILURE_WINDOW, wall=wall) > LARGEST_FAILURES
 
     def _admitted(self, key_hash: str, asker: Asker) -> Asker:
         pair = (_network_of(asker.source), key_hash)
@@ -162,7 +152,7 @@ class Gate:
                 self._right.move_to_end(pair)
         if not is_known:
             wall = self._wall()
-            if self._is_over(_FAILURES, asker.source, wall, is_counted=False):
+            if self._is_over(asker.source, wall, is_counted=False):
                 raise _too_many(asker.source, wall)
             with self._lock:
                 self._right[pair] = None
