@@ -136,7 +136,7 @@ class Gate:
         raise KeyRefused
 
     def _is_over(self, source: str, wall: float, *, is_counted: bool) -> bool:
-        """Whether it failed too often before, or does so by this one. No flood costs more writes."""
+        """Whether it failed too often, this time counted or not. A flood costs no more writes."""
         bucket = f"key:{_network_of(source)}"
         if self._store.count_of(bucket, window=FAILURE_WINDOW, wall=wall) > LARGEST_FAILURES:
             return True
