@@ -72,7 +72,7 @@ def _path_item(app: Flask, rule: Rule, each: Operation) -> dict[str, Any]:
     if each.body is not None:
         refusals |= {400, 413}
         item["requestBody"] = {
-            "required": not each.is_body_optional,
+            "required": True,
             "content": _json({"$ref": _REFERENCE.format(model=each.body.__name__)}),
         }
     for code in sorted(refusals - each.answers.keys()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
 KEY_HEADER = "X-Cluster-Key"
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
@@ -34,7 +36,6 @@ class Operation:
     answers: dict[int, type[BaseModel] | str]
     """By status: a model, or the text of an answer without JSON."""
     body: type[BaseModel] | None
-    is_body_optional: bool
     needs_key: bool
     query: dict[str, tuple[dict[str, Any], str]]
     """By name: JSON Schema and description."""
@@ -46,7 +47,6 @@ def operation(
     *,
     answers: dict[int, type[BaseModel] | str],
     body: type[BaseModel] | None = None,
-    is_body_optional: bool = False,
     needs_key: bool = True,
     query: dict[str, tuple[dict[str, Any], str]] | None = None,
     refusals: tuple[int, ...] = (),
@@ -55,7 +55,7 @@ def operation(
 
     def describe(route: RouteT) -> RouteT:
         route.operation = Operation(  # type: ignore[attr-defined]
-            summary, answers, body, is_body_optional, needs_key, query or {}, refusals
+            summary, answers, body, needs_key, query or {}, refusals
         )
         return route
 
@@ -109,12 +109,10 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no value of it")
 
 
-def read_body(model: type[ModelT], *, is_optional: bool = False) -> ModelT:
+def read_body(model: type[ModelT]) -> ModelT:
     """The request's JSON as `model`. InvalidRequest: it does not fit; the text says where."""
-    is_left_out = is_optional and not request.get_data(cache=True)
-    body = {} if is_left_out else json_body()
     try:
-        return model.model_validate(body)
+        return model.model_validate(json_body())
     except ValidationError as error:
         faults = [
             {"where": ".".join(map(str, fault["loc"])) or "body", "what": fault["msg"]}
@@ -136,15 +134,12 @@ def check_id(name: str, value: str) -> str:
 
 def query_number(name: str, *, highest: float, default: float = 0.0) -> float:
     """A number of 0 or more of the query; one above `highest` counts as that. InvalidRequest."""
-    text = request.args.get(name, "")
-    if not text:
+    texts = request.args.getlist(name)
+    if not texts:
         return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(texts[0]) if len(texts) == 1 and _NUMBER.fullmatch(texts[0]) else math.nan
     if not 0 <= number < math.inf:
-        expected = "expected a number of 0 or more"
+        expected = "expected one number of 0 or more"
         raise InvalidRequest(f"Invalid {name}: {expected}", [{"where": name, "what": expected}])
     return min(number, highest)
 

@@ -144,12 +144,6 @@ class NewRegistration(_Strict):
     )
 
 
-class Heartbeat(_Strict):
-    """Body of a heartbeat."""
-
-    boot_id: BootId | None = Field(None, description="Left out: of whichever run has the lease")
-
-
 class OldInstance(BaseModel):
     instance_id: str
     address: str

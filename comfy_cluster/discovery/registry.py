@@ -210,7 +210,7 @@ class Registry:
             self._ask("POST", f"/heartbeat/{cluster}/{instance_index}")
         else:
             path = self._instance_path(instance_index) + "/heartbeat"
-            self._ask("POST", path, json={"boot_id": self._boot_id})
+            self._ask("POST", path, params={"boot_id": self._boot_id})
 
     def leave(self, instance_index: int, *, timeout: float) -> None:
         """Says goodbye, within `timeout` seconds or not at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -29,7 +30,6 @@ from stun_server.schemas import (
     Cluster,
     Clusters,
     GrantedLease,
-    Heartbeat,
     NewRegistration,
     Removed,
     Renewed,
@@ -40,6 +40,10 @@ from stun_server.store import Listing
 
 blueprint = Blueprint("v1", __name__, url_prefix="/v1")
 
+_RUN = (
+    {"type": "string", "pattern": BOOT_ID_PATTERN},
+    "The run that it is about; left out: whichever has the lease",
+)
 _INSTANCE = "/clusters/<cluster_id>/instances/<instance_id>"
 
 
@@ -130,16 +134,17 @@ def register(cluster_id: str, instance_id: str) -> Response:
 @blueprint.post(_INSTANCE + "/heartbeat")
 @operation(
     "An instance lives",
-    body=Heartbeat,
-    is_body_optional=True,
     answers={200: Renewed},
+    query={"boot_id": _RUN},
     refusals=(400, 404, 409),
 )
 def heartbeat(cluster_id: str, instance_id: str) -> Response:
-    """404: register again. 409: another run of the instance has registered since."""
+    """404: register again. 409: another run of the instance has registered since.
+
+    It has no body, so that a proxy may repeat it at another server.
+    """
     admit(cluster_id)
-    body = read_body(Heartbeat, is_optional=True)
-    service().registry.heartbeat(cluster_id, instance_id, body.boot_id)
+    service().registry.heartbeat(cluster_id, instance_id, _asked_run())
     revision = service().store.revisions([cluster_id])[cluster_id]
     return json_answer(
         {
@@ -155,19 +160,13 @@ def heartbeat(cluster_id: str, instance_id: str) -> Response:
 @operation(
     "An instance leaves",
     answers={200: Removed},
-    query={
-        "boot_id": (
-            {"type": "string", "pattern": BOOT_ID_PATTERN},
-            "The run that leaves; left out: whichever has the lease",
-        )
-    },
-    refusals=(404, 409),
+    query={"boot_id": _RUN},
+    refusals=(400, 404, 409),
 )
 def remove(cluster_id: str, instance_id: str) -> Response:
     """With `boot_id`, the late goodbye of an earlier run does not end the present one's lease."""
     asked_by = admit(cluster_id)
-    boot_id = request.args.get("boot_id") or None
-    service().registry.remove(cluster_id, instance_id, asked_by, boot_id)
+    service().registry.remove(cluster_id, instance_id, asked_by, _asked_run())
     return json_answer({"status": "removed", "instance_id": instance_id})
 
 
@@ -213,3 +212,11 @@ def _lease_times() -> dict[str, float]:
         "lease_ttl_s": registry.ttl,
         "heartbeat_interval_s": round(registry.heartbeat_interval, 3),
     }
+
+
+def _asked_run() -> str | None:
+    boot_id = request.args.get("boot_id")
+    if boot_id is not None and not re.fullmatch(BOOT_ID_PATTERN, boot_id):
+        fault = {"where": "boot_id", "what": f"expected text like {BOOT_ID_PATTERN}"}
+        raise InvalidRequest(f"Invalid boot_id: {fault['what']}", [fault])
+    return boot_id

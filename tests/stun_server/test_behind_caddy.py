@@ -191,7 +191,7 @@ class Client(threading.Thread):
     def _turn(self) -> None:
         with self.sending:  # with a body, which Caddy cannot send twice
             self.register()
-            self.registry.heartbeat(self.index)
+        self.registry.heartbeat(self.index)
         answer = ask("POST", f"{self.url}/heartbeat/pair/{self.index}")
         assert answer.status_code == 200, answer.text
         listing = self.registry.instances()

@@ -143,7 +143,10 @@ def test_what_a_value_must_keep_is_told(app: Flask) -> None:
     body = {each.name: each for each in route_of(app, "registration_register_instance").body}
     assert body["port"].limits == ("at least 1", "at most 65535")
     assert body["instance_id"].type == "string or integer"
-    assert body["address"].description == "Host name or IP address, without port; no multicast, and not 0.0.0.0 or ::"
+    assert (
+        body["address"].description
+        == "Host name or IP address, without port; no multicast, and not 0.0.0.0 or ::"
+    )
     wait = route_of(app, "v1_cluster").parameters[1]
     assert wait == Member("wait", 0, "number, in query", False, wait.description, wait.limits)
     assert "0 when left out" in wait.limits

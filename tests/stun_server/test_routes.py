@@ -124,7 +124,7 @@ def test_a_run_that_was_replaced_is_told_so(client: FlaskClient) -> None:
     assert second["generation"] > first["generation"]
     for answer in (
         client.put(lease_path(), json=new_body()),
-        client.post(lease_path() + "/heartbeat", json={"boot_id": "run-1"}),
+        client.post(lease_path() + "/heartbeat?boot_id=run-1"),
         client.delete(lease_path() + "?boot_id=run-1"),
     ):
         assert "10.0.0.1 port 2" in refusal(answer, 409, "instance_conflict")["error"]
@@ -140,10 +140,10 @@ def test_who_takes_nothing_over_is_told_who_holds_it(client: FlaskClient) -> Non
     assert told["holder"]["address"] == "10.0.0.1"
 
 
-def test_a_heartbeat_needs_no_body_and_tells_the_revision(client: FlaskClient) -> None:
+def test_a_heartbeat_has_no_body_and_tells_the_revision(client: FlaskClient) -> None:
     granted = client.put(lease_path(), json=new_body()).get_json()
-    for body in (None, b"", b"{}", b'{"boot_id":null}', b'{"boot_id":"run-1"}'):
-        told = client.post(lease_path() + "/heartbeat", data=body).get_json()
+    for run in ("", "?boot_id=run-1"):
+        told = client.post(lease_path() + "/heartbeat" + run).get_json()
         assert told == {
             "status": "updated",
             "instance_id": "0",
@@ -151,6 +151,17 @@ def test_a_heartbeat_needs_no_body_and_tells_the_revision(client: FlaskClient) -
             "heartbeat_interval_s": 20.0,
             "revision": granted["cluster"]["revision"],
         }
+
+
+@pytest.mark.parametrize("run", ["", "%20", "-x", "x" * 129])
+def test_a_run_that_cannot_be_one_is_refused(client: FlaskClient, run: str) -> None:
+    client.put(lease_path(), json=new_body())
+    for answer in (
+        client.post(f"{lease_path()}/heartbeat?boot_id={run}"),
+        client.delete(f"{lease_path()}?boot_id={run}"),
+    ):
+        assert refusal(answer, 400, "invalid_request")["faults"][0]["where"] == "boot_id"
+    assert client.post(lease_path() + "/heartbeat").status_code == 200
 
 
 def test_the_clusters_of_a_key_are_listed(site: Site, client: FlaskClient) -> None:
