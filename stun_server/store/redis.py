@@ -36,7 +36,7 @@ from stun_server.store.base import (
     T,
     Totals,
 )
-from stun_server.store.known import KnownLeases
+from stun_server.store.known import ClusterState, KnownLeases
 from stun_server.store.redis_scripts import LIST, RENEW, RESUME
 
 PREFIX = "comfy-cluster-registry:1:"
@@ -109,26 +109,25 @@ class RedisStore:
 
     def listing(self, cluster_id: str) -> Listing:
         with self._errors():
-            epoch, revision, now, times, _ = self._read(cluster_id, with_leases=False)
-            leases = self._known.with_times(cluster_id, epoch, revision, times)
+            state, now, times, _ = self._read(cluster_id, with_leases=False)
+            leases = self._known.with_times(cluster_id, state, times)
             if leases is None:
-                epoch, revision, now, times, texts = self._read(cluster_id, with_leases=True)
-                self._known.note(cluster_id, epoch, revision, map(_lease, texts))
-                leases = self._known.with_times(cluster_id, epoch, revision, times)
-        return Listing(epoch, revision, now, leases or ())
+                state, now, times, texts = self._read(cluster_id, with_leases=True)
+                self._known.note(cluster_id, state, map(_lease, texts))
+                leases = self._known.with_times(cluster_id, state, times)
+        return Listing(state.epoch, state.revision, now, leases or ())
 
     def _read(
         self, cluster_id: str, *, with_leases: bool
-    ) -> tuple[str, int, float, list[tuple[str, float, float]], list[str]]:
+    ) -> tuple[ClusterState, float, list[tuple[str, float, float]], list[str]]:
         names = ("cluster", "leases", "expiry", "pings")
         text = self._list(
             keys=[*(_key(name, cluster_id) for name in names), _key("epoch")],
             args=[int(with_leases)],
         )
-        epoch, revision, seconds, micros, times, leases = orjson.loads(text)
+        epoch, revision, changed_at, seconds, micros, times, leases = orjson.loads(text)
         return (
-            epoch or self._new_epoch(),
-            int(revision),
+            ClusterState(epoch or self._new_epoch(), int(revision), float(changed_at)),
             _seconds((seconds, micros)),
             [(each, float(ping_at), float(ends_at)) for each, ping_at, ends_at in times],
             list(leases),

@@ -31,7 +31,7 @@ local leases = {}
 if ARGV[1] == '1' then leases = redis.call('HVALS', KEYS[2]) end
 return cjson.encode({
     redis.call('GET', KEYS[5]) or '', redis.call('HGET', KEYS[1], 'revision') or '0',
-    time[1], time[2], times, leases
+    redis.call('HGET', KEYS[1], 'changed_at') or '0', time[1], time[2], times, leases
 })
 """
 # One step, so that no other server sees leases of before an absence as over, and so that the time

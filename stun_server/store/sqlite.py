@@ -29,7 +29,7 @@ from stun_server.store.base import (
     T,
     Totals,
 )
-from stun_server.store.known import KnownLeases
+from stun_server.store.known import ClusterState, KnownLeases
 from stun_server.store.sqlite_connections import Connections
 
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
@@ -99,13 +99,13 @@ class SqliteStore:
     def listing(self, cluster_id: str) -> Listing:
         with self._connections.one() as connection:
             epoch = self._connections.epoch
-            revision, times = _revision_and(_TIMES_AS_JSON, connection, cluster_id)
-            leases = self._known.with_times(cluster_id, epoch, revision, orjson.loads(times))
+            state, times = _state_and(_TIMES_AS_JSON, connection, cluster_id, epoch)
+            leases = self._known.with_times(cluster_id, state, orjson.loads(times))
             if leases is None:
-                revision, text = _revision_and(_LEASES_AS_JSON, connection, cluster_id)
+                state, text = _state_and(_LEASES_AS_JSON, connection, cluster_id, epoch)
                 leases = tuple(_leases(text))
-                self._known.note(cluster_id, epoch, revision, leases)
-        return Listing(epoch, revision, self._clock(), leases)
+                self._known.note(cluster_id, state, leases)
+        return Listing(epoch, state.revision, self._clock(), leases)
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         found = {}
@@ -315,12 +315,16 @@ class _View:
             )
 
 
-def _revision_and(select: str, connection: sqlite3.Connection, cluster_id: str) -> tuple[int, str]:
+def _state_and(
+    select: str, connection: sqlite3.Connection, cluster_id: str, epoch: str
+) -> tuple[ClusterState, str]:
     """In one statement, so that both are of one moment."""
     row = connection.execute(
-        f"SELECT revision, ({select}) FROM clusters WHERE cluster_id = ?1", (cluster_id,)
+        f"SELECT revision, changed_at, ({select}) FROM clusters WHERE cluster_id = ?1",
+        (cluster_id,),
     ).fetchone()
-    return row or (0, "[]")
+    revision, changed_at, found = row or (0, 0.0, "[]")
+    return ClusterState(epoch, revision, changed_at), found
 
 
 def _leases(text: str) -> Iterator[Lease]:

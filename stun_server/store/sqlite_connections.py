@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +139,7 @@ class Connections:
         )
         try:
             is_made = self._is_made(connection)  # before anything is written to it
-            connection.execute("PRAGMA journal_mode = WAL")
+            _set_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             if not is_made:
                 _make_tables(connection)
@@ -165,6 +167,19 @@ class Connections:
         if reason:
             raise StoreUnavailable(f"STUN_STORE, the SQLite file {self._path}: {reason}")
         return bool(version)
+
+
+def _set_wal(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself where several do this to a new file at once."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.001, 0.02))
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

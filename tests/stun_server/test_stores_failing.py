@@ -18,7 +18,7 @@ import pytest
 
 from stun_server.settings import SettingsError
 from stun_server.store import ClusterView, Store, StoreUnavailable, open_store
-from stun_server.store.redis import TIMEOUT, RedisStore
+from stun_server.store.redis import PREFIX, TIMEOUT, RedisStore
 from stun_server.store.sqlite import SqliteStore
 from stun_server.store.sqlite_schema import SCHEMA_VERSION
 from tests.stun_server.redis_server import RedisServer
@@ -223,6 +223,35 @@ def test_a_copy_in_its_place_is_used_from_the_next_sign_of_life_on(
     assert listing.epoch == epoch
 
 
+def move(store: Store, address: str) -> None:
+    def step(view: ClusterView) -> None:
+        view.put(view.leases()["0"]._replace(address=address))
+        view.bump()
+
+    store.update("a", step)
+
+
+def addresses(store: Store) -> list[str]:
+    return [lease.address for lease in store.listing("a").leases]
+
+
+def test_nothing_is_remembered_of_what_a_copy_does_not_have(
+    path: Path, sqlite_store: SqliteStore
+) -> None:
+    register(sqlite_store, "0")
+    sqlite_store.close()
+    copy = shutil.copy(path, path.with_suffix(".copy"))
+    move(sqlite_store, "lost")
+    assert addresses(sqlite_store) == ["lost"]
+    lost = sqlite_store.listing("a").revision
+    sqlite_store.close()
+    os.replace(copy, path)
+    sqlite_store.resume(ttl=60.0, silence=10.0)
+    move(sqlite_store, "kept")
+    assert addresses(sqlite_store) == ["kept"]
+    assert sqlite_store.listing("a").revision == lost  # the same number, of another change
+
+
 def test_the_file_is_for_its_owner_alone(path: Path, sqlite_store: SqliteStore) -> None:
     register(sqlite_store, "0")
     modes = {each.name: each.stat().st_mode & 0o777 for each in path.parent.iterdir()}
@@ -275,6 +304,23 @@ def test_redis_works_again_after_a_restart(own_redis: RedisServer) -> None:
         assert store.listing("a").epoch != epoch  # it kept nothing
         register(store, "1")
         assert store.renew("a", "1", "run", ttl=60.0, wall=1.0).value == "renewed"
+
+
+def test_nothing_is_remembered_of_what_a_replica_does_not_have(redis_server: RedisServer) -> None:
+    """One that had not got the last change when it became the primary."""
+    with contextlib.closing(RedisStore(redis_server.url)) as store, redis_server.client() as client:
+        register(store, "0")
+        names = ("leases", "cluster")
+        for name in names:
+            client.copy(f"{PREFIX}{name}:a", name)
+        move(store, "lost")
+        assert addresses(store) == ["lost"]
+        lost = store.listing("a").revision
+        for name in names:
+            client.copy(name, f"{PREFIX}{name}:a", replace=True)
+        move(store, "kept")
+        assert addresses(store) == ["kept"]
+        assert store.listing("a").revision == lost
 
 
 def test_connections_that_a_restart_ended_fail_nobody(own_redis: RedisServer) -> None:
