@@ -37,6 +37,7 @@ from stun_server.store import StoreUnavailable, open_store
 
 # The longest body that any route of the API can need, with room to spare.
 LARGEST_BODY = 64 * 1024
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Those that come often: logged at DEBUG when all is well.
 _OFTEN = ("/heartbeat", "/instances", "/health", "/livez", "/readyz", "/metrics", "/v1/clusters")
@@ -80,7 +81,8 @@ def _end(answer: Response) -> Response:
     served: Service = _service()
     seconds = time.perf_counter() - g.began_at
     route = request.url_rule.rule if request.url_rule else "none"
-    served.metrics.requests.labels(route, request.method, answer.status_code).inc()
+    method = request.method if request.method in _METHODS else "other"
+    served.metrics.requests.labels(route, method, answer.status_code).inc()
     served.metrics.seconds.labels(route).observe(seconds)
     answer.headers["X-Request-ID"] = g.request_id
     is_routine = answer.status_code < 400 and request.path.startswith(_OFTEN)

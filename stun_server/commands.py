@@ -6,6 +6,7 @@ import functools
 import logging.config
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -78,15 +79,8 @@ def serve() -> None:
     logging.config.dictConfig(logging_config(settings.log_level))
     service = Service(settings, open_store(settings.store))
     service.resume()
-    try:
-        server = make_server(
-            settings.host, settings.port, create_app(service=service), threaded=True
-        )
-    except (OSError, SystemExit) as error:  # werkzeug ends the program where the port is taken
-        raise click.ClickException(
-            f"Cannot listen at {settings.host} port {settings.port}: end the program that does, or "
-            "set STUN_SERVER_HOST and STUN_SERVER_PORT"
-        ) from error
+    _check_port(settings)
+    server = make_server(settings.host, settings.port, create_app(service=service), threaded=True)
     service.start(with_binding=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -99,6 +93,18 @@ def serve() -> None:
     server.serve_forever()
     server.server_close()
     service.close()
+
+
+def _check_port(settings: RegistrySettings) -> None:
+    """werkzeug prints a text of its own and ends the program."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen at {settings.host} port {settings.port}: {error.strerror or error}. "
+            "End the program that does, or set STUN_SERVER_HOST and STUN_SERVER_PORT"
+        ) from error
 
 
 def _where(settings: RegistrySettings) -> str:
@@ -227,7 +233,11 @@ def remove(cluster_id: str, wanted: str | None) -> None:
             raise click.ClickException(f"Cluster {cluster_id!r} has no such key in this store")
         return kept
 
-    _change(cluster_id, change, "key-remove")
+    if not _change(cluster_id, change, "key-remove"):
+        # Whoever has the id next shall not see who was there.
+        store = _open()
+        store.forget(cluster_id)
+        store.close()
 
 
 def _open() -> Store:
@@ -243,7 +253,8 @@ def _new_key(key: str) -> ClusterKey:
     return ClusterKey(hash_of(key), time.time(), None, True)
 
 
-def _change(cluster_id: str, change: Change, name: str, key: str = "") -> None:
+def _change(cluster_id: str, change: Change, name: str, key: str = "") -> tuple[ClusterKey, ...]:
+    """The keys that there are now."""
     from stun_server.keys import fingerprint, hash_of
     from stun_server.store import AuditEvent
 
@@ -262,7 +273,7 @@ def _change(cluster_id: str, change: Change, name: str, key: str = "") -> None:
         detail="by the operator",
     )
     try:
-        store.change_keys(cluster_id, change, event)
+        return store.change_keys(cluster_id, change, event)
     finally:
         store.close()
 

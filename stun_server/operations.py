@@ -16,12 +16,13 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from stun_server.problems import InvalidRequest
 from stun_server.registry import Asker
-from stun_server.schemas import LARGEST_WAIT
+from stun_server.schemas import LARGEST_INDEX, LARGEST_WAIT
 from stun_server.service import Service
 from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
 KEY_HEADER = "X-Cluster-Key"
+_WHOLE = re.compile(r"[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -140,6 +141,26 @@ def query_number(name: str, *, highest: float, default: float = 0.0) -> float:
     number = float(texts[0]) if len(texts) == 1 and _NUMBER.fullmatch(texts[0]) else math.nan
     if not 0 <= number < math.inf:
         expected = "expected one number of 0 or more"
+        raise InvalidRequest(f"Invalid {name}: {expected}", [{"where": name, "what": expected}])
+    return min(number, highest)
+
+
+def whole_number(lowest: int) -> dict[str, Any]:
+    """JSON Schema of what `query_whole` takes."""
+    return {"type": "integer", "minimum": lowest, "maximum": LARGEST_INDEX}
+
+
+def query_whole(name: str, *, lowest: int = 0, highest: int) -> int | None:
+    """A whole number of the query; one above `highest` counts as that. None: it is not there.
+
+    InvalidRequest: it is none, below `lowest`, or above what JSON's numbers hold exactly.
+    """
+    texts = request.args.getlist(name)
+    if not texts:
+        return None
+    number = int(texts[0]) if len(texts) == 1 and _WHOLE.fullmatch(texts[0]) else -1
+    if not lowest <= number <= LARGEST_INDEX:
+        expected = f"expected one whole number from {lowest} to {LARGEST_INDEX}"
         raise InvalidRequest(f"Invalid {name}: {expected}", [{"where": name, "what": expected}])
     return min(number, highest)
 

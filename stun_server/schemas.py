@@ -28,6 +28,7 @@ from stun_server.store import AuditEvent, Lease
 
 LARGEST_WAIT = 30.0  # seconds that a request may wait for a change
 LARGEST_AUDIT = 1000  # events
+AUDIT_BY_DEFAULT = 100
 CANDIDATES_TAKEN = 8
 LARGEST_INDEX = 2**53 - 1  # that JSON's numbers hold exactly everywhere
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
 from dataclasses import asdict
 
-from stun_server.binding.responder import BindingResponder
+from stun_server.binding.responder import BindingResponder, CannotListen
 from stun_server.gate import Gate
 from stun_server.logs import audit_logger, logger
 from stun_server.metrics import Metrics
@@ -40,6 +41,7 @@ class Service:
         self.watch = ChangeWatch(store, capacity=capacity)
         self.responder: BindingResponder | None = None
         self._told: dict[str, int] = {}
+        self._resumed_at = -math.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -55,15 +57,24 @@ class Service:
         """
         ttl = self.settings.instance_timeout
         renewed = self.store.resume(ttl=ttl, silence=min(LONGEST_SILENCE, ttl / 2))
+        self._resumed_at = time.monotonic()
         if renewed:
             logger.info("the server was away: leases go on", extra={"leases": renewed})
+
+    def check_store(self) -> None:
+        """Whether the store can be written; a look of the last seconds counts. StoreUnavailable."""
+        if time.monotonic() - self._resumed_at > 2 * ALIVE_INTERVAL:
+            self.resume()
 
     def start(self, *, with_binding: bool) -> None:
         """Starts the threads. CannotListen: the UDP port of the STUN responder is taken."""
         settings = self.settings
         if with_binding and settings.udp_port is not None:
             responder = BindingResponder(port=settings.udp_port, addresses=settings.udp_addresses)
-            responder.start()
+            try:
+                responder.start()
+            except CannotListen as error:
+                raise CannotListen(f"{error}: see STUN_UDP_PORT, STUN_UDP_HOST") from error
             self.responder = responder
         self._thread = threading.Thread(target=self._run, name="stun-server-care", daemon=True)
         self._thread.start()

@@ -123,7 +123,8 @@ def _read(variable: str, text: str, parse: Callable[[str], Any], expected: str) 
     try:
         return parse(text)
     except ValueError:
-        raise SettingsError(f"Invalid {variable}={text!r}: expected {expected}") from None
+        shown = text.rpartition("@")[2]  # a password may stand before it
+        raise SettingsError(f"Invalid {variable}={shown!r}: expected {expected}") from None
 
 
 def _whole(lowest: int, highest: int) -> tuple[Callable[[str], int], str]:

@@ -51,7 +51,7 @@ def _why_not_ready() -> str:
     if served.is_draining:
         return "stopping"
     try:
-        served.resume()
+        served.check_store()
     except StoreUnavailable:
         return "the store cannot be written"
     if served.responder is not None and not served.responder.is_alive:

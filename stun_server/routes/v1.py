@@ -16,15 +16,19 @@ from stun_server.operations import (
     key,
     operation,
     query_number,
+    query_whole,
     read_body,
     service,
+    whole_number,
 )
 from stun_server.problems import InvalidRequest
 from stun_server.registry import Registration
 from stun_server.routes.waiting import changed_listing, etag_of, not_modified
 from stun_server.schemas import (
+    AUDIT_BY_DEFAULT,
     BOOT_ID_PATTERN,
     LARGEST_AUDIT,
+    LARGEST_INDEX,
     LARGEST_WAIT,
     Audit,
     Cluster,
@@ -66,7 +70,7 @@ def clusters() -> Response:
     query={
         "wait": WAIT,
         "since": (
-            {"type": "integer", "minimum": 0},
+            whole_number(0),
             "The revision that is known: the answer waits until there is another one",
         ),
     },
@@ -76,14 +80,11 @@ def cluster(cluster_id: str) -> Response:
     """Long-poll: `?since=<revision>&wait=25`, or If-None-Match with an ETag and `?wait=25`."""
     admit(cluster_id)
     wait = query_number("wait", highest=LARGEST_WAIT)
-    since = request.args.get("since", "")
-    if since and not (since.isascii() and since.isdecimal()):
-        fault = {"where": "since", "what": "expected a revision: a whole number of 0 or more"}
-        raise InvalidRequest(f"Invalid since: {fault['what']}", [fault])
+    since = query_whole("since", highest=LARGEST_INDEX)
 
     def is_known(listing: Listing) -> bool:
-        if since:
-            return listing.revision == int(since)
+        if since is not None:
+            return listing.revision == since
         return request.if_none_match.contains_weak(etag_of(listing)[3:-1])
 
     listing = changed_listing(cluster_id, wait, is_known)
@@ -176,7 +177,7 @@ def remove(cluster_id: str, instance_id: str) -> Response:
     answers={200: Audit},
     query={
         "limit": (
-            {"type": "integer", "minimum": 1, "default": 100},
+            {**whole_number(1), "default": AUDIT_BY_DEFAULT},
             f"Events, at most {LARGEST_AUDIT}",
         )
     },
@@ -185,10 +186,7 @@ def remove(cluster_id: str, instance_id: str) -> Response:
 def audit(cluster_id: str) -> Response:
     """Registrations, replacements, removals, expiries, conflicts, changes of keys."""
     admit(cluster_id)
-    limit = int(query_number("limit", highest=LARGEST_AUDIT, default=100))
-    if limit < 1:
-        fault = {"where": "limit", "what": "expected a whole number above 0"}
-        raise InvalidRequest(f"Invalid limit: {fault['what']}", [fault])
+    limit = query_whole("limit", lowest=1, highest=LARGEST_AUDIT) or AUDIT_BY_DEFAULT
     events = service().store.audit(cluster_id, limit=limit)
     return json_answer({"cluster_id": cluster_id, "events": [audit_entry(each) for each in events]})
 

@@ -17,6 +17,12 @@ T = TypeVar("T")
 AUDIT_PER_CLUSTER = 10_000  # events, and some more until the next are dropped: none fills the store
 
 
+def next_revision(revision: int, wall: float) -> int:
+    """Milliseconds of Unix time, or the next number: a store that lost its last changes, as an
+    older copy has, does not count them again for others."""
+    return max(revision + 1, int(wall * 1000))
+
+
 class StoreUnavailable(Exception):
     """The store cannot be read or written now; the text says which, where and why."""
 
@@ -134,6 +140,9 @@ class Store(Protocol):
 
     def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
         """Runs `step` atomically; what it returns."""
+
+    def forget(self, cluster_id: str) -> None:
+        """Removes a cluster's leases and audit log; its keys are `change_keys`' business."""
 
     def renew(
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float

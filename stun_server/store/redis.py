@@ -35,6 +35,7 @@ from stun_server.store.base import (
     StoreUnavailable,
     T,
     Totals,
+    next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases
 from stun_server.store.redis_scripts import LIST, RENEW, RESUME
@@ -199,6 +200,12 @@ class RedisStore:
             ]
             return [cluster_id for cluster_id in idle if self._forget(cluster_id, before)]
 
+    def forget(self, cluster_id: str) -> None:
+        with self._errors():
+            pipe = self._client.pipeline()
+            _write_nothing_more(pipe, cluster_id)
+            pipe.execute()
+
     def _forget(self, cluster_id: str, before: float) -> bool:
         """False: somebody has registered this moment."""
         with self._client.pipeline() as pipe:
@@ -210,8 +217,7 @@ class RedisStore:
                 return False
             pipe.multi()
             _write_keys(pipe, cluster_id, _cluster_keys(stored), ())
-            pipe.delete(*(_key(name, cluster_id) for name in ("cluster", "audit")))
-            pipe.srem(_key("audited"), cluster_id)
+            _write_nothing_more(pipe, cluster_id)
             try:
                 pipe.execute()
             except redis.WatchError:
@@ -324,7 +330,7 @@ class _View:
         self._written[instance_id] = None
 
     def bump(self) -> None:
-        self.revision += 1
+        self.revision = next_revision(self.revision, self._wall)
         self._is_changed = True
 
     def next_generation(self) -> int:
@@ -434,6 +440,13 @@ def _write_keys(
         pipe.sadd(_key("with-keys"), cluster_id)
     else:
         pipe.srem(_key("with-keys"), cluster_id)
+
+
+def _write_nothing_more(pipe: Any, cluster_id: str) -> None:
+    names = ("cluster", "leases", "expiry", "pings", "audit")
+    pipe.delete(*(_key(name, cluster_id) for name in names))
+    for members in ("active", "audited"):
+        pipe.srem(_key(members), cluster_id)
 
 
 def _record(pipe: Any, event: AuditEvent) -> None:

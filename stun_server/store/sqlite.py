@@ -28,6 +28,7 @@ from stun_server.store.base import (
     Renewal,
     T,
     Totals,
+    next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases
 from stun_server.store.sqlite_connections import Connections
@@ -163,9 +164,12 @@ class SqliteStore:
             ).fetchall()
             for (cluster_id,) in rows:
                 connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
-                connection.execute("DELETE FROM clusters WHERE cluster_id = ?", (cluster_id,))
-                connection.execute("DELETE FROM audit WHERE cluster_id = ?", (cluster_id,))
+                _forget(connection, cluster_id)
         return [row[0] for row in rows]
+
+    def forget(self, cluster_id: str) -> None:
+        with self._writes() as connection:
+            _forget(connection, cluster_id)
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
         key = (bucket, int(wall // window * window))
@@ -296,7 +300,7 @@ class _View:
         )
 
     def bump(self) -> None:
-        self.revision += 1
+        self.revision = next_revision(self.revision, self._wall)
         self._is_changed = True
 
     def next_generation(self) -> int:
@@ -330,6 +334,11 @@ def _state_and(
 def _leases(text: str) -> Iterator[Lease]:
     for *values, candidates, replaced in orjson.loads(text):
         yield Lease._make((*values, tuple(candidates), tuple(replaced)))
+
+
+def _forget(connection: sqlite3.Connection, cluster_id: str) -> None:
+    for table in ("leases", "clusters", "audit"):
+        connection.execute(f"DELETE FROM {table} WHERE cluster_id = ?", (cluster_id,))
 
 
 def _keys(connection: sqlite3.Connection, cluster_id: str) -> tuple[ClusterKey, ...]:

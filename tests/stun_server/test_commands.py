@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from comfy_cluster.cli.main import cli
 from stun_server.keys import fingerprint, hash_of
 from stun_server.store import open_store
-from tests.stun_server.apps import KEY, OTHER_KEY, lease_path, new_body
+from tests.stun_server.apps import KEY, OTHER_KEY, lease_path, new_body, running_site
 from tests.stun_server.asking import until
 from tests.stun_server.servers import LOOPBACK, ROOT, RunningServer, free_port, running_server
 
@@ -120,6 +120,19 @@ def test_rotation_needs_another_key_and_a_cluster_that_has_one(keys: Keys) -> No
     done(keys("rotate", "a", "--key", OTHER_KEY))
     assert "already" in failed(keys("rotate", "a", "--key", KEY))
     assert len(done(keys("list", "a")).splitlines()) == 2
+
+
+def test_who_has_the_id_next_sees_nothing_of_before(keys: Keys, store_url: str) -> None:
+    done(keys("add", "a", "--key", KEY))
+    with running_site(store=store_url) as site:
+        assert site.client(KEY).put(lease_path(), json=new_body()).status_code == 200
+        done(keys("remove", "a"))
+        other = site.client(OTHER_KEY)
+        assert other.put(lease_path("a", "9"), json=new_body()).status_code == 200
+        told = other.get("/v1/clusters/a").get_json()["instances"]
+        assert [each["instance_id"] for each in told] == ["9"]
+        events = other.get("/v1/clusters/a/audit").get_json()["events"]
+        assert {each["instance_id"] for each in events} <= {"", "9"}
 
 
 def test_keys_are_removed_one_or_all(keys: Keys) -> None:

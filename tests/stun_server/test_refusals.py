@@ -24,10 +24,6 @@ from tests.stun_server.apps import (
     running_site,
 )
 
-FRACTION = pytest.param(
-    "1.5", marks=pytest.mark.xfail(strict=True, reason="routes/v1.py: cut to a whole number")
-)
-
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
@@ -182,11 +178,8 @@ def test_bodies_over_the_limit_are_refused(client: FlaskClient) -> None:
         ("since=x", "since"),
         ("since=1.5", "since"),
         ("since=%C2%B2", "since"),
-        pytest.param(
-            "since=" + "9" * 5000,
-            "since",
-            marks=pytest.mark.xfail(strict=True, reason="routes/v1.py: int() of 5000 digits"),
-        ),
+        ("since=" + "9" * 5000, "since"),
+        ("since=1&since=2", "since"),
     ],
 )
 def test_wrong_queries_are_named(client: FlaskClient, query: str, where: str) -> None:
@@ -195,7 +188,7 @@ def test_wrong_queries_are_named(client: FlaskClient, query: str, where: str) ->
     assert [fault["where"] for fault in told["faults"]] == [where]
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "0.5", "nan", FRACTION])
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "0.5", "nan", "1.5", "9" * 5000])
 def test_a_wrong_limit_is_named(client: FlaskClient, limit: str) -> None:
     client.put(lease_path(), json=new_body())
     told = refusal(client.get(f"/v1/clusters/a/audit?limit={limit}"), 400, "invalid_request")

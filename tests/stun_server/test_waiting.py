@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from stun_server.schemas import LARGEST_INDEX
 from stun_server.store import AuditEvent, StoreUnavailable, open_store
 from stun_server.waiting import ChangeWatch
 from tests.stun_server.apps import Site, lease_path, new_body, old_body, refusal, running_site
@@ -79,7 +80,7 @@ def test_what_is_known_is_304(client: FlaskClient, path: str) -> None:
 
 def test_a_revision_that_is_not_the_present_one_is_answered_at_once(client: FlaskClient) -> None:
     revision = client.get("/v1/clusters/a").get_json()["revision"]
-    for other in (0, revision - 1, revision + 1, 10**30):
+    for other in (0, revision - 1, revision + 1, LARGEST_INDEX):
         assert ids(client.get(f"/v1/clusters/a?since={other}&wait={WAIT}")) == ["0"]
     assert client.get(f"/v1/clusters/a?since={revision}").status_code == 304
     assert client.get(f"/v1/clusters/a?since={revision}&wait=0.05").status_code == 304
