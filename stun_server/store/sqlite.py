@@ -31,7 +31,7 @@ from stun_server.store.base import (
     next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases
-from stun_server.store.sqlite_connections import Connections
+from stun_server.store.sqlite_connections import Connections, execute_writing
 
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
 _AUDIT_LOOK = 256  # events after which one looks for too many: it costs a walk along the index
@@ -84,7 +84,8 @@ class SqliteStore:
     ) -> Renewal:
         with self._connections.writer() as connection:
             now = self._clock()
-            changed = connection.execute(
+            changed = execute_writing(
+                connection,
                 "UPDATE leases SET expires_at = ?, last_ping_at = ? WHERE cluster_id = ? "
                 "AND instance_id = ? AND expires_at > ? AND boot_id = ifnull(?, boot_id)",
                 (now + ttl, wall, cluster_id, instance_id, now, boot_id),
@@ -247,7 +248,7 @@ class SqliteStore:
         with self._connections.writer() as connection:
             if is_durable:
                 connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
+            execute_writing(connection, "BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")

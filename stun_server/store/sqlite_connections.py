@@ -16,13 +16,15 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from stun_server.store.base import StoreUnavailable
 from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
 
 BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.002  # seconds between its tries
 _File = tuple[int, int]  # device and inode
 _NO_FILE: _File = (0, 0)
 
@@ -35,10 +37,11 @@ class Connections:
         self._epoch = ""
         self._file = _NO_FILE
         self._idle: list[sqlite3.Connection] = []  # all of that file
+        self._idle_writer: sqlite3.Connection | None = None
         self._used = 0  # how many
         self._lock = threading.Lock()  # guards the four above
         self._none_used = threading.Condition(self._lock)
-        # One writer of this process at a time: SQLite's own way of waiting is to sleep and look.
+        # One writer of this process at a time; it waits for others by `execute_writing`.
         self._writing = threading.Lock()
         _all.add(self)
 
@@ -48,19 +51,19 @@ class Connections:
         return self._epoch
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[sqlite3.Connection]:
+    def one(self, *, is_writer: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection for the block. StoreUnavailable: there is none, or SQLite failed in it."""
         try:
-            connection, file = self._take()
+            connection, file = self._take(is_writer)
             try:
                 yield connection
             except sqlite3.Error:
-                self._give_back(connection, _NO_FILE)  # it may be what is wrong
+                self._give_back(connection, _NO_FILE, is_writer)  # it may be what is wrong
                 raise
             except BaseException:
-                self._give_back(connection, file)
+                self._give_back(connection, file, is_writer)
                 raise
-            self._give_back(connection, file)
+            self._give_back(connection, file, is_writer)
         except sqlite3.Error as error:
             raise StoreUnavailable(
                 f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
@@ -69,8 +72,8 @@ class Connections:
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[sqlite3.Connection]:
-        """The same, while no other thread has a writer."""
-        with self._writing, self.one() as connection:
+        """The same, while no other thread has a writer; it writes by `execute_writing`."""
+        with self._writing, self.one(is_writer=True) as connection:
             yield connection
 
     def look_at_file(self) -> None:
@@ -95,24 +98,32 @@ class Connections:
         self._lock.release()
         self._writing.release()
 
-    def _take(self) -> tuple[sqlite3.Connection, _File]:
+    def _take(self, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
         with self._lock:
-            idle = self._idle.pop() if self._idle else None
+            if is_writer:
+                idle, self._idle_writer = self._idle_writer, None
+            else:
+                idle = self._idle.pop() if self._idle else None
             file = self._file
             self._used += 1
         if idle is not None:
             return idle, file
         try:
-            return self._connect()
+            return self._connect(is_writer)
         except BaseException:
-            self._give_back(None, _NO_FILE)
+            self._give_back(None, _NO_FILE, is_writer)
             raise
 
-    def _give_back(self, connection: sqlite3.Connection | None, file: _File) -> None:
+    def _give_back(
+        self, connection: sqlite3.Connection | None, file: _File, is_writer: bool
+    ) -> None:
         with self._lock:
             self._used -= 1
             if connection is not None and file == self._file != _NO_FILE:
-                self._idle.append(connection)
+                if is_writer:
+                    self._idle_writer = connection
+                else:
+                    self._idle.append(connection)
             elif connection is not None:
                 connection.close()
             if not self._used:
@@ -126,13 +137,15 @@ class Connections:
 
     def _close_idle(self) -> None:
         idle, self._idle = self._idle, []
-        for connection in idle:
+        writer, self._idle_writer = self._idle_writer, None
+        for connection in [*idle, *([writer] if writer is not None else [])]:
             connection.close()
 
-    def _connect(self) -> tuple[sqlite3.Connection, _File]:
-        with contextlib.suppress(OSError):  # SQLite says better what is wrong
-            # Keys are in it, if only their hashes.
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+    def _connect(self, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
+        with contextlib.suppress(OSError):  # it is there; else SQLite says better what is wrong
+            # Keys are in it, if only their hashes. Never opened when it is there: to close it would
+            # end the locks that SQLite has on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         file = _file_at(self._path)
         connection = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
@@ -144,6 +157,8 @@ class Connections:
             if not is_made:
                 _make_tables(connection)
             epoch = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
+            if is_writer:
+                connection.execute("PRAGMA busy_timeout = 0")
         except BaseException:
             connection.close()
             raise
@@ -167,6 +182,25 @@ class Connections:
         if reason:
             raise StoreUnavailable(f"STUN_STORE, the SQLite file {self._path}: {reason}")
         return bool(version)
+
+
+def execute_writing(
+    connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
+) -> sqlite3.Cursor:
+    """The first statement of a writer, which waits for those of other processes.
+
+    SQLite itself would sleep for 1, 2, 5, 10, ... ms, while a heartbeat takes a tenth of one.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    pause = SHORTEST_PAUSE
+    while True:
+        try:
+            return connection.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.5, 1.0) * pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _set_wal(connection: sqlite3.Connection) -> None:
