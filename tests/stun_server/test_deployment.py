@@ -139,7 +139,7 @@ def test_nothing_acknowledged_is_lost_with_a_worker(tmp_path: Path) -> None:
     def one(name: tuple[str, str]) -> None:
         try:
             answer = register(server.url, *name)
-        except requests.ConnectionError:
+        except requests.RequestException:  # perhaps in the middle of its answer
             failed.append(name)
             return
         assert answer.status_code == 200, answer.text
