@@ -23,6 +23,7 @@ from stun_server.store import AuditEvent, ClusterView, Lease, Listing, Renewal, 
 
 HEARTBEATS_PER_LEASE = 3
 LATE_AFTER = 1.5  # intervals without a heartbeat
+MOST_LOOKS = 3  # at a list, of which more may end between two looks
 REPLACED_KEPT = 8  # boot ids that a lease remembers to have taken its index from
 
 
@@ -145,8 +146,10 @@ class Registry:
     def listing(self, cluster_id: str) -> Listing:
         """Those whose leases last, by instance id; numbers as numbers."""
         listing = self._store.listing(cluster_id)
-        if any(lease.expires_at <= listing.now for lease in listing.leases):
-            self.expire(cluster_id)
+        for _ in range(MOST_LOOKS):
+            if all(lease.expires_at > listing.now for lease in listing.leases):
+                break
+            self.expire(cluster_id)  # or renews them, where the server was away
             listing = self._store.listing(cluster_id)
         living = [lease for lease in listing.leases if lease.expires_at > listing.now]
         return replace(listing, leases=tuple(sorted(living, key=_order)))

@@ -156,7 +156,7 @@ class Store(Protocol):
         """The revision of each; cheap, for many."""
 
     def clusters_with_expired(self) -> list[str]:
-        """Those that have leases to remove."""
+        """Those with leases that look over; `update` tells whether they are, after an absence."""
 
     def keys(self, cluster_id: str) -> tuple[ClusterKey, ...]:
         """The newest first."""
@@ -193,6 +193,9 @@ class Store(Protocol):
     def resume(self, *, ttl: float, silence: float) -> int:
         """Says that a server lives; gives each lease a fresh `ttl` if none has said so for
         `silence` seconds, except those that had expired by then. Returns how many were renewed.
+
+        `update` and `renew` do the same, with what was given here last, before they call a lease
+        over.
         """
 
     def totals(self) -> Totals: ...

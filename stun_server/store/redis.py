@@ -24,6 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from stun_server.store import absence
 from stun_server.store.base import (
     AUDIT_PER_CLUSTER,
     AuditEvent,
@@ -38,7 +39,7 @@ from stun_server.store.base import (
     next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases
-from stun_server.store.redis_scripts import LIST, RENEW, RESUME
+from stun_server.store.redis_scripts import LIST, NOW, RENEW, RESUME
 
 PREFIX = "comfy-cluster-registry:1:"
 TIMEOUT = 3.0  # seconds of a connection, and of one command
@@ -47,6 +48,8 @@ LONGEST_PAUSE = 0.02  # seconds before the next try
 _LOCKS = 64
 
 _OUTCOMES = (Renewal.MISSING, Renewal.REPLACED, Renewal.RENEWED)
+_ALIVE = tuple(PREFIX + name for name in ("alive-at", "terms", "active"))
+_EXPIRY = f"{PREFIX}expiry:"
 _KEPT_APART = ("last_ping_at", "expires_at")  # what heartbeats change
 
 
@@ -69,6 +72,7 @@ class RedisStore:
         )
         self._known = KnownLeases()
         self._list = self._client.register_script(LIST)
+        self._now = self._client.register_script(NOW)
         self._renew = self._client.register_script(RENEW)
         self._resume = self._client.register_script(RESUME)
         # Threads of one process do not race each other for a cluster.
@@ -82,10 +86,11 @@ class RedisStore:
     def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
         with self._errors(), self._alone_with(cluster_id):
             for _ in range(MOST_TRIES):
+                now = self._now_after_absence()  # before what is judged by it is read
                 with self._client.pipeline() as pipe:
                     try:
                         pipe.watch(_key("cluster", cluster_id), _key("leases", cluster_id))
-                        view = _View(pipe, cluster_id, self._wall())
+                        view = _View(pipe, cluster_id, now, self._wall())
                         result = step(view)
                         pipe.multi()
                         view.flush()
@@ -102,10 +107,11 @@ class RedisStore:
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
         with self._errors():
-            outcome = self._renew(
-                keys=[_key(name, cluster_id) for name in ("leases", "expiry", "pings")],
-                args=[instance_id, boot_id or "", ttl, wall],
+            outcome, renewed = self._renew(
+                keys=[*_ALIVE, *(_key(name, cluster_id) for name in ("leases", "expiry", "pings"))],
+                args=[_EXPIRY, instance_id, boot_id or "", ttl, wall],
             )
+        absence.tell(renewed)
         return _OUTCOMES[outcome]
 
     def listing(self, cluster_id: str) -> Listing:
@@ -251,10 +257,7 @@ class RedisStore:
 
     def resume(self, *, ttl: float, silence: float) -> int:
         with self._errors():
-            renewed = self._resume(
-                keys=[_key("alive-at"), _key("active")], args=[ttl, silence, _key("expiry") + ":"]
-            )
-        return int(renewed)
+            return int(self._resume(keys=_ALIVE, args=[_EXPIRY, ttl, silence]))
 
     def totals(self) -> Totals:
         with self._errors():
@@ -269,6 +272,12 @@ class RedisStore:
 
     def close(self) -> None:
         self._client.close()
+
+    def _now_after_absence(self) -> float:
+        """Redis' time, by which leases may be judged."""
+        seconds, micros, renewed = self._now(keys=_ALIVE, args=[_EXPIRY])
+        absence.tell(renewed)
+        return _seconds((seconds, micros))
 
     def _new_epoch(self) -> str:
         self._client.set(_key("epoch"), secrets.token_hex(4), nx=True)
@@ -301,11 +310,11 @@ class RedisStore:
 class _View:
     """A ClusterView: reads at once, and writes when the step is over."""
 
-    def __init__(self, pipe: Any, cluster_id: str, wall: float) -> None:
+    def __init__(self, pipe: Any, cluster_id: str, now: float, wall: float) -> None:
         self._pipe = pipe
         self._cluster_id = cluster_id
         self._wall = wall
-        self.now = _seconds(pipe.time())
+        self.now = now
         stored = pipe.hgetall(_key("cluster", cluster_id))
         # A cluster that was forgotten starts above all that it ever had.
         self.revision = int(stored.get("revision", wall))

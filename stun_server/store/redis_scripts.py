@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
-# KEYS: leases, expiry, pings. ARGV: instance id, boot id or "", ttl, wall time.
-RENEW = """
-local lease = redis.call('HGET', KEYS[1], ARGV[1])
-local expires_at = redis.call('ZSCORE', KEYS[2], ARGV[1])
+# What ends an absence (see `absence.py`), for those that say that a server lives or judge by time.
+# Renewed is what lasted at the last sign of life.
+_ABSENCE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-if not lease or not expires_at or tonumber(expires_at) <= now then return 0 end
-if ARGV[2] ~= '' and cjson.decode(lease).boot_id ~= ARGV[2] then return 1 end
-redis.call('ZADD', KEYS[2], string.format('%.6f', now + ARGV[3]), ARGV[1])
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
-return 2
+local function end_absence(alive_at, ttl, silence, active, prefix)
+    if math.abs(now - alive_at) <= silence then return 0 end
+    local renewed = 0
+    local fresh, over = string.format('%.6f', now + ttl), string.format('%.6f', now)
+    for _, cluster in ipairs(redis.call('SMEMBERS', active)) do
+        local expiry = prefix .. cluster
+        local held = redis.call('ZRANGE', expiry, 0, -1, 'WITHSCORES')
+        for at = 1, #held, 2 do
+            local expires_at = tonumber(held[at + 1])
+            if expires_at > alive_at then
+                redis.call('ZADD', expiry, fresh, held[at])
+                renewed = renewed + 1
+            elseif expires_at > now then
+                redis.call('ZADD', expiry, over, held[at])
+            end
+        end
+    end
+    return renewed
+end
+local function end_absence_by_terms(alive, terms, active, prefix)
+    local told = redis.call('MGET', alive, terms)
+    if not told[1] or not told[2] then return 0 end
+    local ttl, silence = string.match(told[2], '(%S+) (%S+)')
+    local alive_at = tonumber(told[1])
+    if math.abs(now - alive_at) <= tonumber(silence) then return 0 end
+    redis.call('SET', alive, string.format('%.6f', now))
+    return end_absence(alive_at, tonumber(ttl), tonumber(silence), active, prefix)
+end
 """
+# The time by which a step judges, and how many leases an absence renewed.
+# KEYS: alive-at, terms, active. ARGV: the prefix of the clusters' expiry.
+NOW = (
+    _ABSENCE + "return {time[1], time[2], end_absence_by_terms(KEYS[1], KEYS[2], KEYS[3], ARGV[1])}"
+)
+# What became of it, and how many leases an absence renewed. KEYS: alive-at, terms, active, leases,
+# expiry, pings. ARGV: the prefix of the clusters' expiry, instance id, boot id or "", ttl, wall.
+RENEW = (
+    _ABSENCE
+    + """
+local renewed = end_absence_by_terms(KEYS[1], KEYS[2], KEYS[3], ARGV[1])
+local lease = redis.call('HGET', KEYS[4], ARGV[2])
+local expires_at = redis.call('ZSCORE', KEYS[5], ARGV[2])
+if not lease or not expires_at or tonumber(expires_at) <= now then return {0, renewed} end
+if ARGV[3] ~= '' and cjson.decode(lease).boot_id ~= ARGV[3] then return {1, renewed} end
+redis.call('ZADD', KEYS[5], string.format('%.6f', now + ARGV[4]), ARGV[2])
+redis.call('HSET', KEYS[6], ARGV[2], ARGV[5])
+return {2, renewed}
+"""
+)
 # One answer of JSON: redis-py takes long for many small ones. KEYS: cluster, leases, expiry, pings,
 # epoch. ARGV: 1 for the leases themselves, 0 for their times alone. Times stay texts, since numbers
 # of cjson have 14 digits.
@@ -34,29 +76,14 @@ return cjson.encode({
     redis.call('HGET', KEYS[1], 'changed_at') or '0', time[1], time[2], times, leases
 })
 """
-# One step, so that no other server sees leases of before an absence as over, and so that the time
-# is not older than the sign of life that it is compared with. KEYS: alive-at, active.
-# ARGV: ttl, silence, the prefix of the clusters' expiry.
-RESUME = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
+# One step, so that the time is not older than the sign of life that it is compared with.
+# KEYS: alive-at, terms, active. ARGV: the prefix of the clusters' expiry, ttl, silence.
+RESUME = (
+    _ABSENCE
+    + """
 local alive_at = tonumber(redis.call('GET', KEYS[1]) or now)
 redis.call('SET', KEYS[1], string.format('%.6f', now))
-if math.abs(now - alive_at) <= tonumber(ARGV[2]) then return 0 end
-local renewed = 0
-local fresh, over = string.format('%.6f', now + ARGV[1]), string.format('%.6f', now)
-for _, cluster in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-    local expiry = ARGV[3] .. cluster
-    local held = redis.call('ZRANGE', expiry, 0, -1, 'WITHSCORES')
-    for at = 1, #held, 2 do
-        local expires_at = tonumber(held[at + 1])
-        if expires_at > alive_at then
-            redis.call('ZADD', expiry, fresh, held[at])
-            renewed = renewed + 1
-        elseif expires_at > now then
-            redis.call('ZADD', expiry, over, held[at])
-        end
-    end
-end
-return renewed
+redis.call('SET', KEYS[2], ARGV[2] .. ' ' .. ARGV[3])
+return end_absence(alive_at, tonumber(ARGV[2]), tonumber(ARGV[3]), KEYS[3], ARGV[1])
 """
+)

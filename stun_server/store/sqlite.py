@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from stun_server.store import host_clock
+from stun_server.store import absence, host_clock
 from stun_server.store.base import (
     AUDIT_PER_CLUSTER,
     AuditEvent,
@@ -31,6 +31,7 @@ from stun_server.store.base import (
     next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases
+from stun_server.store.sqlite_absence import IF_NOT_AWAY, end_absence, say_alive
 from stun_server.store.sqlite_connections import Connections, execute_writing
 
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
@@ -48,6 +49,10 @@ _LEASES_AS_JSON = (
 _TIMES_AS_JSON = (
     "SELECT json_group_array(json_array(instance_id, last_ping_at, expires_at)) "
     "FROM leases WHERE cluster_id = ?1"
+)
+_RENEW = (
+    "UPDATE leases SET expires_at = ?, last_ping_at = ? WHERE cluster_id = ? "
+    "AND instance_id = ? AND expires_at > ? AND boot_id = ifnull(?, boot_id)"
 )
 _AUDIT_COLUMNS = "at, event, cluster_id, instance_id, source, key_fingerprint, request_id, detail"
 
@@ -74,28 +79,37 @@ class SqliteStore:
 
     def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
         with self._writes() as connection:
-            view = _View(connection, cluster_id, self._clock(), self._wall())
+            now, renewed = self._now_after_absence(connection)
+            view = _View(connection, cluster_id, now, self._wall())
             result = step(view)
             view.flush()
+        absence.tell(renewed)
         return result
 
     def renew(
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
+        subject = (cluster_id, instance_id)
         with self._connections.writer() as connection:
             now = self._clock()
-            changed = execute_writing(
+            if execute_writing(
                 connection,
-                "UPDATE leases SET expires_at = ?, last_ping_at = ? WHERE cluster_id = ? "
-                "AND instance_id = ? AND expires_at > ? AND boot_id = ifnull(?, boot_id)",
-                (now + ttl, wall, cluster_id, instance_id, now, boot_id),
-            ).rowcount
-            if changed:
+                f"{_RENEW} AND {IF_NOT_AWAY}",
+                (now + ttl, wall, *subject, now, boot_id, now),
+            ).rowcount:
                 return Renewal.RENEWED
+        with self._writes() as connection:
+            now, renewed = self._now_after_absence(connection)
+            is_renewed = connection.execute(
+                _RENEW, (now + ttl, wall, *subject, now, boot_id)
+            ).rowcount
             is_there = connection.execute(
                 "SELECT 1 FROM leases WHERE cluster_id = ? AND instance_id = ? AND expires_at > ?",
-                (cluster_id, instance_id, now),
+                (*subject, now),
             ).fetchone()
+        absence.tell(renewed)
+        if is_renewed:
+            return Renewal.RENEWED
         return Renewal.REPLACED if is_there else Renewal.MISSING
 
     def listing(self, cluster_id: str) -> Listing:
@@ -202,29 +216,9 @@ class SqliteStore:
             )
 
     def resume(self, *, ttl: float, silence: float) -> int:
-        boot_id = self._boot_id()
         self._connections.look_at_file()
         with self._writes() as connection:
-            now = self._clock()  # within: another process's sign of life is not later than it
-            meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-            alive_at = float(meta.get("alive_at", now))
-            is_rebooted = meta.get("boot_id", boot_id) != boot_id or now < alive_at
-            renewed = 0
-            if is_rebooted or now - alive_at > silence:
-                renewed = connection.execute(
-                    "SELECT count(*) FROM leases WHERE expires_at > ?", (alive_at,)
-                ).fetchone()[0]
-                # Times of before a reboot mean nothing now: what had expired then has now.
-                connection.execute(
-                    "UPDATE leases SET expires_at = "
-                    "CASE WHEN expires_at > ? THEN ? ELSE min(expires_at, ?) END",
-                    (alive_at, now + ttl, now),
-                )
-            connection.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                [("alive_at", repr(now)), ("boot_id", boot_id)],
-            )
-        return int(renewed)
+            return say_alive(connection, self._clock(), self._boot_id(), ttl=ttl, silence=silence)
 
     def totals(self) -> Totals:
         with self._connections.one() as connection:
@@ -241,6 +235,11 @@ class SqliteStore:
     def _column(self, statement: str, *values: Any) -> list[str]:
         with self._connections.one() as connection:
             return [row[0] for row in connection.execute(statement, values).fetchall()]
+
+    def _now_after_absence(self, connection: sqlite3.Connection) -> tuple[float, int]:
+        """The time by which leases are judged in a transaction, and how many were renewed."""
+        now = self._clock()
+        return now, end_absence(connection, now, self._boot_id())
 
     @contextlib.contextmanager
     def _writes(self, *, is_durable: bool = False) -> Iterator[sqlite3.Connection]:

@@ -1,4 +1,4 @@
-"""A redis-server of the tests' own: on 127.0.0.1, in memory only, ended with them.
+"""A redis-server of the tests' own: on 127.0.0.1, ended with them.
 
 server = RedisServer.start(folder)
 store = open_store(server.url)
@@ -26,17 +26,21 @@ _POLL_INTERVAL = 0.02
 
 
 class RedisServer:
-    """One server, which may be ended and started again at the same port: then it is empty."""
+    """One server, which may be ended and started again at the same port.
 
-    def __init__(self, folder: Path, port: int) -> None:
+    Then it is empty, unless it is a durable one.
+    """
+
+    def __init__(self, folder: Path, port: int, *, is_durable: bool = False) -> None:
         self._folder = folder
         self._port = port
+        self._is_durable = is_durable
         self.process = self._launch()
 
     @classmethod
-    def start(cls, folder: Path) -> RedisServer:
+    def start(cls, folder: Path, *, is_durable: bool = False) -> RedisServer:
         """RuntimeError: it does not start; its log is in the text."""
-        server = cls(folder, free_port())
+        server = cls(folder, free_port(), is_durable=is_durable)
         server.wait_until_ready()
         return server
 
@@ -60,7 +64,7 @@ class RedisServer:
         self.process.wait()
 
     def start_again(self) -> None:
-        """Where it was, with nothing in it."""
+        """Where it was."""
         self.process = self._launch()
         self.wait_until_ready()
 
@@ -89,11 +93,12 @@ class RedisServer:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         assert PROGRAM is not None, WHY_SKIPPED
+        keeping = ("yes", "--appendfsync", "always") if self._is_durable else ("no",)
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [
                     *(PROGRAM, "--bind", LOOPBACK, "--port", str(self._port)),
-                    *("--save", "", "--appendonly", "no", "--dir", str(self._folder)),
+                    *("--save", "", "--dir", str(self._folder), "--appendonly", *keeping),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

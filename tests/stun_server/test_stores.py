@@ -3,77 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stun_server.store import (
-    AuditEvent,
     ClusterKey,
     ClusterView,
     Lease,
     Renewal,
     Store,
-    open_store,
 )
 from stun_server.store.base import AUDIT_PER_CLUSTER
+from tests.stun_server.store_steps import (
+    CANDIDATES,
+    TTL,
+    ends,
+    event,
+    key,
+    lease,
+    put,
+    record,
+    resume,
+    set_keys,
+)
 from tests.stun_server.timed_stores import START, TimedSqlite, TimedStore
-
-TTL = 60.0  # seconds
-SILENCE = 10.0
-CANDIDATES = ({"type": "host", "address": "fd00::1", "port": 8189, "priority": 7},)
-
-
-def lease(view: ClusterView, instance_id: str = "0", *, left: float = TTL, **given: Any) -> Lease:
-    """One that ends `left` seconds from now."""
-    values: dict[str, Any] = {
-        "instance_id": instance_id,
-        "boot_id": "run-1",
-        "address": "10.0.0.1",
-        "port": 8189,
-        "role": "LEADER",
-        "generation": view.next_generation(),
-        "registered_at": START,
-        "last_ping_at": START,
-        "expires_at": view.now + left,
-    }
-    return Lease(**(values | given))
-
-
-def put(store: Store, cluster_id: str, instance_id: str = "0", **given: Any) -> Lease:
-    """Adds such a lease, and tells those who wait."""
-
-    def step(view: ClusterView) -> Lease:
-        added = lease(view, instance_id, **given)
-        view.put(added)
-        view.bump()
-        return added
-
-    return store.update(cluster_id, step)
-
-
-def event(name: str = "register", cluster_id: str = "a", **given: Any) -> AuditEvent:
-    values: dict[str, Any] = {"at": START, "event": name, "cluster_id": cluster_id}
-    return AuditEvent(**(values | given))
-
-
-def record(store: Store, *events: AuditEvent) -> None:
-    def step(view: ClusterView) -> None:
-        for each in events:
-            view.record(each)
-
-    store.update(events[0].cluster_id, step)
-
-
-def set_keys(store: Store, cluster_id: str, *keys: ClusterKey) -> None:
-    store.change_keys(cluster_id, lambda held: keys, event("key-set", cluster_id))
-
-
-def key(digit: str = "1", at: float = START, **given: Any) -> ClusterKey:
-    return ClusterKey(digit * 64, at, **given)
-
 
 # Steps on a cluster.
 
@@ -396,86 +350,7 @@ def test_totals_are_of_clusters_with_a_key_and_leases_that_last(
     assert (store.totals().clusters, store.totals().leases) == (2, 2)
 
 
-# The server was away.
-
-
-def ends(store: Store, cluster_id: str = "a") -> dict[str, float]:
-    """Seconds until each lease is over, rounded: time goes on in Redis."""
-    listing = store.listing(cluster_id)
-    return {each.instance_id: round(each.expires_at - listing.now) for each in listing.leases}
-
-
-def resume(store: Store) -> int:
-    return store.resume(ttl=TTL, silence=SILENCE)
-
-
-def test_after_an_absence_living_leases_get_one_fresh_time(timed: TimedStore, store: Store) -> None:
-    assert resume(store) == 0
-    put(store, "a", "living", left=30.0)
-    put(store, "b", "living", left=1.0)
-    put(store, "a", "over", left=-5.0)
-    timed.pass_time(1000.0)
-    assert resume(timed.opened()) == 2
-    assert ends(store) == {"living": 60, "over": pytest.approx(-1005, abs=1)}
-    assert ends(store, "b") == {"living": 60}
-    timed.pass_time(1.0)
-    assert resume(timed.opened()) == 0  # each worker asks, and there was one absence
-    assert ends(store)["living"] == 59
-
-
-def test_a_server_that_lives_prolongs_nothing(timed: TimedStore, store: Store) -> None:
-    assert resume(store) == 0
-    put(store, "a")
-    for _ in range(4):
-        timed.pass_time(SILENCE - 1)
-        assert resume(store) == 0
-    assert ends(store) == {"0": TTL - 4 * (SILENCE - 1)}
-
-
-def test_the_first_start_of_all_prolongs_nothing(store: Store) -> None:
-    put(store, "a", left=20.0)
-    assert resume(store) == 0
-    assert ends(store) == {"0": 20}
-
-
-def test_signs_of_life_of_many_at_once_prolong_nothing(
-    store_url: str, at_once: Callable[..., list[int]]
-) -> None:
-    stores = [open_store(store_url) for _ in range(2)]  # as two processes
-    resume(stores[0])
-    put(stores[0], "a", left=30.0)
-
-    def look() -> int:
-        return sum(resume(store) for store in stores)
-
-    assert sum(at_once(look, threads=8, times=20)) == 0
-    assert ends(stores[0]) == {"0": pytest.approx(30, abs=3)}
-    for store in stores:
-        store.close()
-
-
-def test_a_reboot_counts_as_an_absence(tmp_path: Path) -> None:
-    timed = TimedSqlite(tmp_path / "registry.sqlite3")
-    store = timed.opened()
-    resume(store)
-    put(store, "a", "living", left=3.0)
-    put(store, "a", "over", left=-5.0)
-    timed.boot_id, timed.clock.at = "boot-2", 12.0  # the clock starts anew
-    assert resume(timed.opened()) == 1
-    assert ends(store)["living"] == TTL
-    assert ends(store)["over"] <= 0
-    assert store.clusters_with_expired() == ["a"]
-
-
-def test_a_clock_that_went_back_counts_as_a_reboot(tmp_path: Path) -> None:
-    timed = TimedSqlite(tmp_path / "registry.sqlite3")
-    timed.boot_id = ""  # a system that has none
-    store = timed.opened()
-    resume(store)
-    put(store, "a", left=3.0)
-    timed.clock.at = 12.0
-    assert resume(store) == 1
-    assert ends(store) == {"0": TTL}
+# Clocks.
 
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
