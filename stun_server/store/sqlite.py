@@ -32,7 +32,7 @@ from stun_server.store.base import (
 )
 from stun_server.store.known import ClusterState, KnownLeases
 from stun_server.store.sqlite_absence import IF_NOT_AWAY, end_absence, say_alive
-from stun_server.store.sqlite_connections import Connections, execute_writing
+from stun_server.store.sqlite_connections import BUSY_TIMEOUT, Connections
 
 COUNTS_KEPT = 3600.0  # seconds; longer than any window
 _AUDIT_LOOK = 256  # events after which one looks for too many: it costs a walk along the index
@@ -67,8 +67,9 @@ class SqliteStore:
         clock: Callable[[], float] = host_clock.seconds_since_boot,
         wall: Callable[[], float] = time.time,
         boot_id: Callable[[], str] = host_clock.boot_id,
+        busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
-        self._connections = Connections(path)
+        self._connections = Connections(path, busy_timeout=busy_timeout)
         self._clock = clock
         self._wall = wall
         self._boot_id = boot_id
@@ -90,10 +91,9 @@ class SqliteStore:
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
         subject = (cluster_id, instance_id)
-        with self._connections.writer() as connection:
+        with self._connections.writer() as writer:
             now = self._clock()
-            if execute_writing(
-                connection,
+            if writer.begin(
                 f"{_RENEW} AND {IF_NOT_AWAY}",
                 (now + ttl, wall, *subject, now, boot_id, now),
             ).rowcount:
@@ -244,10 +244,11 @@ class SqliteStore:
     @contextlib.contextmanager
     def _writes(self, *, is_durable: bool = False) -> Iterator[sqlite3.Connection]:
         """One transaction; taken back if the block raises."""
-        with self._connections.writer() as connection:
+        with self._connections.writer() as writer:
+            connection = writer.connection
             if is_durable:
                 connection.execute("PRAGMA synchronous = FULL")
-            execute_writing(connection, "BEGIN IMMEDIATE")
+            writer.begin("BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")

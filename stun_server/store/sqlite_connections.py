@@ -17,23 +17,51 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stun_server.store.base import StoreUnavailable
 from stun_server.store.sqlite_schema import SCHEMA, SCHEMA_VERSION
 
-BUSY_TIMEOUT = 5.0  # seconds that a writer waits for those of other processes
+# Seconds that a writer waits for all others, this process' and others'. Requests make up to three
+# steps, and clients wait for 10 s.
+BUSY_TIMEOUT = 3.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.0001, 0.002  # seconds between its tries
 _File = tuple[int, int]  # device and inode
 _NO_FILE: _File = (0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The one connection of this process that may write now."""
+
+    connection: sqlite3.Connection
+    deadline: float
+    """Monotonic time until which it waits for other processes."""
+
+    def begin(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """The first statement, which waits for the writers of other processes.
+
+        SQLite itself would sleep for 1, 2, 5, 10, ... ms, while a heartbeat takes a tenth of one.
+        """
+        pause = SHORTEST_PAUSE
+        while True:
+            try:
+                return self.connection.execute(statement, values)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > self.deadline:
+                    raise
+            time.sleep(random.uniform(0.5, 1.0) * pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
 class Connections:
     """Thread-safe. The file and its tables are made if they are missing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, busy_timeout: float) -> None:
         self._path = path
+        self._busy_timeout = busy_timeout
         self._epoch = ""
         self._file = _NO_FILE
         self._idle: list[sqlite3.Connection] = []  # all of that file
@@ -41,7 +69,7 @@ class Connections:
         self._used = 0  # how many
         self._lock = threading.Lock()  # guards the four above
         self._none_used = threading.Condition(self._lock)
-        # One writer of this process at a time; it waits for others by `execute_writing`.
+        # One writer of this process at a time; it waits for others by `Writer.begin`.
         self._writing = threading.Lock()
         _all.add(self)
 
@@ -51,30 +79,25 @@ class Connections:
         return self._epoch
 
     @contextlib.contextmanager
-    def one(self, *, is_writer: bool = False) -> Iterator[sqlite3.Connection]:
+    def one(self) -> Iterator[sqlite3.Connection]:
         """A connection for the block. StoreUnavailable: there is none, or SQLite failed in it."""
-        try:
-            connection, file = self._take(is_writer)
-            try:
-                yield connection
-            except sqlite3.Error:
-                self._give_back(connection, _NO_FILE, is_writer)  # it may be what is wrong
-                raise
-            except BaseException:
-                self._give_back(connection, file, is_writer)
-                raise
-            self._give_back(connection, file, is_writer)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(
-                f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
-                "writable, on a local disk with space?"
-            ) from error
+        with self._one(time.monotonic() + self._busy_timeout, is_writer=False) as connection:
+            yield connection
 
     @contextlib.contextmanager
-    def writer(self) -> Iterator[sqlite3.Connection]:
-        """The same, while no other thread has a writer; it writes by `execute_writing`."""
-        with self._writing, self.one(is_writer=True) as connection:
-            yield connection
+    def writer(self) -> Iterator[Writer]:
+        """The same, while no other thread has a writer; it writes by `Writer.begin`."""
+        deadline = time.monotonic() + self._busy_timeout
+        if not self._writing.acquire(timeout=self._busy_timeout):
+            raise StoreUnavailable(
+                f"STUN_STORE, the SQLite file {self._path}: locked for {self._busy_timeout:g} s. "
+                "Does another program write to it, such as one that makes a copy?"
+            )
+        try:
+            with self._one(deadline, is_writer=True) as connection:
+                yield Writer(connection, deadline)
+        finally:
+            self._writing.release()
 
     def look_at_file(self) -> None:
         """Leaves a file that is not in its place any more."""
@@ -98,7 +121,26 @@ class Connections:
         self._lock.release()
         self._writing.release()
 
-    def _take(self, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
+    @contextlib.contextmanager
+    def _one(self, deadline: float, *, is_writer: bool) -> Iterator[sqlite3.Connection]:
+        try:
+            connection, file = self._take(deadline, is_writer=is_writer)
+            try:
+                yield connection
+            except sqlite3.Error:
+                self._give_back(connection, _NO_FILE, is_writer)  # it may be what is wrong
+                raise
+            except BaseException:
+                self._give_back(connection, file, is_writer)
+                raise
+            self._give_back(connection, file, is_writer)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(
+                f"STUN_STORE, the SQLite file {self._path}: {error}. Is its folder there and "
+                "writable, on a local disk with space?"
+            ) from error
+
+    def _take(self, deadline: float, *, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
         with self._lock:
             if is_writer:
                 idle, self._idle_writer = self._idle_writer, None
@@ -109,7 +151,7 @@ class Connections:
         if idle is not None:
             return idle, file
         try:
-            return self._connect(is_writer)
+            return self._connect(deadline, is_writer=is_writer)
         except BaseException:
             self._give_back(None, _NO_FILE, is_writer)
             raise
@@ -141,24 +183,27 @@ class Connections:
         for connection in [*idle, *([writer] if writer is not None else [])]:
             connection.close()
 
-    def _connect(self, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
+    def _connect(self, deadline: float, *, is_writer: bool) -> tuple[sqlite3.Connection, _File]:
         with contextlib.suppress(OSError):  # it is there; else SQLite says better what is wrong
             # Keys are in it, if only their hashes. Never opened when it is there: to close it would
             # end the locks that SQLite has on it (https://www.sqlite.org/howtocorrupt.html, 2.2).
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         file = _file_at(self._path)
         connection = sqlite3.connect(
-            self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            self._path,
+            timeout=max(0.0, deadline - time.monotonic()),
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             is_made = self._is_made(connection)  # before anything is written to it
-            _set_wal(connection)
+            _set_wal(connection, deadline)
             connection.execute("PRAGMA synchronous = NORMAL")
             if not is_made:
                 _make_tables(connection)
             epoch = connection.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()[0]
-            if is_writer:
-                connection.execute("PRAGMA busy_timeout = 0")
+            timeout = 0.0 if is_writer else self._busy_timeout
+            connection.execute(f"PRAGMA busy_timeout = {round(timeout * 1000)}")
         except BaseException:
             connection.close()
             raise
@@ -184,28 +229,8 @@ class Connections:
         return bool(version)
 
 
-def execute_writing(
-    connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()
-) -> sqlite3.Cursor:
-    """The first statement of a writer, which waits for those of other processes.
-
-    SQLite itself would sleep for 1, 2, 5, 10, ... ms, while a heartbeat takes a tenth of one.
-    """
-    deadline = time.monotonic() + BUSY_TIMEOUT
-    pause = SHORTEST_PAUSE
-    while True:
-        try:
-            return connection.execute(statement, values)
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(random.uniform(0.5, 1.0) * pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _set_wal(connection: sqlite3.Connection) -> None:
+def _set_wal(connection: sqlite3.Connection, deadline: float) -> None:
     """SQLite does not wait by itself where several do this to a new file at once."""
-    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")

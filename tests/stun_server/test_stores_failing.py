@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from stun_server.settings import SettingsError
-from stun_server.store import ClusterView, Store, StoreUnavailable, open_store
+from stun_server.store import ClusterView, Renewal, Store, StoreUnavailable, open_store
 from stun_server.store.redis import PREFIX, TIMEOUT, RedisStore
 from stun_server.store.sqlite import SqliteStore
 from stun_server.store.sqlite_schema import SCHEMA_VERSION
@@ -250,6 +250,59 @@ def test_nothing_is_remembered_of_what_a_copy_does_not_have(
     move(sqlite_store, "kept")
     assert addresses(sqlite_store) == ["kept"]
     assert sqlite_store.listing("a").revision > lost  # no number twice
+
+
+def test_a_locked_file_holds_nobody_longer_than_one_wait(path: Path) -> None:
+    """A program that copies or repairs it. One after the other they would need 20 times as long."""
+    store = SqliteStore(path, busy_timeout=0.5)
+    register(store, "0")
+    seconds: list[float] = []
+
+    def beat() -> None:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"STUN_STORE.*locked"):
+            store.renew("a", "0", "run", ttl=60.0, wall=1.0)
+        seconds.append(time.monotonic() - began)
+
+    def beat_twice() -> None:  # the second time among those who wait already
+        beat()
+        beat()
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threads = [threading.Thread(target=beat_twice) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)
+        assert len(store.listing("a").leases) == 1  # who reads does not wait
+        for thread in threads:
+            thread.join()
+    assert len(seconds) == 40
+    assert min(seconds) > 0.4 and max(seconds) < 1.5
+    assert store.renew("a", "0", "run", ttl=60.0, wall=1.0) is Renewal.RENEWED
+    store.close()
+
+
+def test_who_waits_for_a_locked_file_goes_on_when_it_is_free(path: Path) -> None:
+    store = SqliteStore(path, busy_timeout=30.0)
+    register(store, "0")
+    renewals: list[Renewal] = []
+
+    def beat() -> None:
+        renewals.append(store.renew("a", "0", "run", ttl=60.0, wall=1.0))
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threads = [threading.Thread(target=beat) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert renewals == []
+        other.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+    assert renewals == [Renewal.RENEWED] * 8
+    store.close()
 
 
 def test_the_file_is_for_its_owner_alone(path: Path, sqlite_store: SqliteStore) -> None:
