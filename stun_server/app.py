@@ -22,6 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from stun_server.logs import logger
 from stun_server.operations import SERVICE, json_answer
+from stun_server.operations import service as current_service
 from stun_server.problems import (
     InstanceHeld,
     InvalidRequest,
@@ -78,14 +79,16 @@ def _begin() -> None:
 
 
 def _end(answer: Response) -> Response:
-    served: Service = _service()
+    served = current_service()
     seconds = time.perf_counter() - g.began_at
     route = request.url_rule.rule if request.url_rule else "none"
     method = request.method if request.method in _METHODS else "other"
     served.metrics.requests.labels(route, method, answer.status_code).inc()
     served.metrics.seconds.labels(route).observe(seconds)
     answer.headers["X-Request-ID"] = g.request_id
-    is_routine = answer.status_code < 400 and request.path.startswith(_OFTEN)
+    is_routine = answer.status_code < 400 and (
+        request.path.startswith(_OFTEN) and request.method not in ("PUT", "DELETE")
+    )
     level = logging.DEBUG if is_routine else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(
@@ -103,13 +106,6 @@ def _end(answer: Response) -> Response:
     return answer
 
 
-def _service() -> Service:
-    from flask import current_app
-
-    found: Service = current_app.extensions[SERVICE]
-    return found
-
-
 def _refusal(
     status: int, code: str, text: str, more: Mapping[str, Any] = MappingProxyType({})
 ) -> Response:
@@ -120,7 +116,7 @@ def _refusal(
 
 def _problem(problem: Problem) -> Response:
     if isinstance(problem, KeyRefused | TooManyFailures):
-        _service().metrics.refused_keys.inc()
+        current_service().metrics.refused_keys.inc()
     more: dict[str, Any] = {}
     if isinstance(problem, InvalidRequest) and problem.faults:
         more["faults"] = problem.faults

@@ -65,8 +65,11 @@ class Gate:
         Call it when all else is known to be right. InvalidRequest: it is too weak for a key.
         """
         key_hash = self._hash_of(key)
+        # Whatever the cluster: it tells nothing of which there are.
+        if self._is_open and not KEY.fullmatch(key):
+            raise InvalidRequest(f"X-Cluster-Key is no key: it must have {KEY_FORM}")
         if self._is_open and not self._keys(cluster_id):
-            self._found(cluster_id, key, key_hash, asker)
+            self._found(cluster_id, key_hash, asker)
         return self.admit(cluster_id, key, asker)
 
     def clusters_of(self, key: str, asker: Asker) -> list[str]:
@@ -96,11 +99,7 @@ class Gate:
             raise KeyRefused
         return hash_of(key)
 
-    def _found(self, cluster_id: str, key: str, key_hash: str, asker: Asker) -> None:
-        if not KEY.fullmatch(key):
-            raise InvalidRequest(
-                f"X-Cluster-Key is no key for a new cluster: it must have {KEY_FORM}"
-            )
+    def _found(self, cluster_id: str, key_hash: str, asker: Asker) -> None:
         self._admitted(key_hash, asker)  # a source that may try no keys makes no clusters either
         wall = self._wall()
         if self._store.totals().clusters >= self._largest_cluster_count:

@@ -18,16 +18,18 @@ from types import FrameType
 from typing import Any
 
 from stun_server.logs import logger, logging_config
-from stun_server.settings import SettingsError, current_settings, unknown_variables
+from stun_server.settings import SettingsError, current_settings, keep, unknown_variables
 
 # Nothing above imports prometheus_client, which reads this variable when it is imported.
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY = Path("/dev/shm")
+STOP_LINGER = 0.2  # seconds that idle connections are kept when the server stops
 
 try:
     _settings = current_settings()
 except SettingsError as error:
     sys.exit(f"Error: {error}")
+keep(_settings)  # workers are forked: a mistake in the file of keys ends none
 
 _is_own_folder = _METRICS_FOLDER not in os.environ
 if _is_own_folder:
@@ -44,7 +46,7 @@ worker_class = "gthread"
 worker_connections = 4 * threads
 keepalive = 75  # seconds; longer than a proxy keeps its connections, so that none ends under it
 timeout = 30  # seconds without a sign of life after which a worker is killed
-graceful_timeout = 5  # seconds; requests that wait are sent away at once
+graceful_timeout = 1  # second; requests that wait are sent away at once, others take ms
 control_socket_disable = True
 worker_tmp_dir = str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
 logconfig_dict = logging_config(_settings.log_level)
@@ -70,11 +72,20 @@ def on_starting(server: Any) -> None:
         sys.exit(f"Error: {error}")
 
 
+def on_reload(server: Any) -> None:
+    """In the master, by SIGHUP: the file of keys is read again; a mistake in it changes nothing."""
+    try:
+        keep(current_settings())
+    except SettingsError as error:
+        logger.error("! the settings of before are kept: %s", error)
+
+
 def post_worker_init(worker: Any) -> None:
     """In a worker: starts its threads, and lets nobody wait once it shall end."""
     from stun_server.binding.responder import CannotListen
     from stun_server.operations import SERVICE
 
+    _shorten_linger()
     service = worker.wsgi.extensions[SERVICE]
     try:
         service.start(with_binding=True)
@@ -89,6 +100,14 @@ def post_worker_init(worker: Any) -> None:
             stop(number, frame)
 
     signal.signal(signal.SIGTERM, drain)
+
+
+def _shorten_linger() -> None:
+    """gunicorn keeps idle connections for two seconds when it stops, which has two at most."""
+    from gunicorn.workers import gthread
+
+    if hasattr(gthread, "STOP_KEEPALIVE_LINGER"):
+        gthread.STOP_KEEPALIVE_LINGER = STOP_LINGER
 
 
 def worker_exit(server: Any, worker: Any) -> None:

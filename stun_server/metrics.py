@@ -6,6 +6,8 @@ No cluster's name is in it: whoever may read the metrics learns of no cluster.
 
 from __future__ import annotations
 
+import struct
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,6 +16,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from stun_server.store import Store, StoreUnavailable
 
+TRIES = 10  # of reading the files of all workers
+TRY_INTERVAL = 0.02  # seconds
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,13 +68,22 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""
-        registry = self._registry
-        if self._is_shared:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         totals = CollectorRegistry()
         totals.register(_Totals(self._store))
-        return generate_latest(registry) + generate_latest(totals)
+        return self._counted() + generate_latest(totals)
+
+    def _counted(self) -> bytes:
+        if not self._is_shared:
+            return generate_latest(self._registry)
+        for _ in range(TRIES):
+            try:
+                registry = CollectorRegistry()
+                MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+                return generate_latest(registry)
+            except (struct.error, OSError, ValueError):
+                # A worker that starts or ends is about to write its file, or has removed it.
+                time.sleep(TRY_INTERVAL)
+        return b"# the files of the workers cannot be read now\n"
 
 
 class _Totals:

@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 import orjson
 from flask import Response, current_app, g, request
 from pydantic import BaseModel, ValidationError
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from stun_server.problems import InvalidRequest
+from stun_server.problems import InvalidRequest, Overloaded, TooSlow
 from stun_server.registry import Asker
 from stun_server.schemas import LARGEST_INDEX, LARGEST_WAIT
 from stun_server.service import Service
 from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
+BODY_TIMEOUT = 5.0  # seconds without a byte of it
 KEY_HEADER = "X-Cluster-Key"
 _WHOLE = re.compile(r"[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more
@@ -95,9 +96,29 @@ def json_answer(body: dict[str, Any], status: int = 200, etag: str = "") -> Resp
     return answer
 
 
+def _body() -> bytes:
+    """The request's body. TooSlow: it does not come. Overloaded: too many are on their way.
+
+    Each holds a thread while it comes; those of requests without a body are not for them.
+    """
+    sock = request.environ.get("gunicorn.socket")
+    if not service().bodies.acquire(blocking=False):
+        raise Overloaded
+    try:
+        if sock is not None:
+            sock.settimeout(BODY_TIMEOUT)
+        return request.get_data(cache=True)
+    except (TimeoutError, ClientDisconnected) as error:  # Werkzeug makes the latter of the former
+        raise TooSlow from error
+    finally:
+        service().bodies.release()
+        if sock is not None:
+            sock.settimeout(None)
+
+
 def json_body() -> Any:
     """The request's JSON, whatever its content type says. InvalidRequest: it is none."""
-    body = request.get_data(cache=True)
+    body = _body()
     if request.content_length is None and len(body) == request.max_content_length:
         raise RequestEntityTooLarge  # Werkzeug cuts a body of unknown length there, and goes on
     try:

@@ -97,3 +97,24 @@ class ClusterFull(Problem):
 
     status = HTTPStatus.FORBIDDEN
     code = "full"
+
+
+class TooSlow(Problem):
+    """The body does not come."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "too_slow"
+
+    def __init__(self) -> None:
+        super().__init__("The body of the request did not come in time: send it again")
+
+
+class Overloaded(Problem):
+    """As many requests with a body are on their way as may be."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "overloaded"
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("The server takes no more requests with a body at this moment: try again")

@@ -39,6 +39,8 @@ class Service:
         self.gate = Gate(store, settings, on_event=self._on_event)
         capacity = max(settings.threads - THREADS_FOR_OTHERS, settings.threads // 2)
         self.watch = ChangeWatch(store, capacity=capacity)
+        self.bodies = threading.BoundedSemaphore(max(1, settings.threads // 4))
+        """Of requests whose body is on its way; each holds a thread, however slow it is."""
         self.responder: BindingResponder | None = None
         self._told: dict[str, int] = {}
         self._resumed_at = -math.inf
@@ -49,6 +51,12 @@ class Service:
     def is_draining(self) -> bool:
         """The process is about to end: load balancers shall send it nothing new."""
         return self._closing.is_set()
+
+    @property
+    def stun_port(self) -> int | None:
+        """UDP port of the responder; None: there is none, or it has ended."""
+        responder = self.responder
+        return self.settings.udp_port if responder is not None and responder.is_alive else None
 
     def resume(self) -> None:
         """Says that the server lives; leases outlast a time in which it did not.

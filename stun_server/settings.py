@@ -5,7 +5,6 @@ Kept apart from `comfy_cluster.config` on purpose: the server stands alone.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ CLUSTER_ID_FORM = "at most 128 letters, digits, '.', '_' or '-', the first a let
 KEY = re.compile(rf"[!-~]{{{SHORTEST_KEY},{LONGEST_KEY}}}")
 KEY_FORM = f"{SHORTEST_KEY} or more printable ASCII characters without blanks, better 32 or more"
 _ALL_ADDRESSES = ("0.0.0.0", "::")
+_DAY = 86_400
 _YES = ("true", "1", "yes", "on")
 _NO = ("false", "0", "no", "off")
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -108,9 +108,23 @@ _VARIABLES = {
 _KEY_VARIABLES = ("STUN_CLUSTER_KEYS", "STUN_CLUSTER_KEYS_FILE")
 
 
+_kept: RegistrySettings | None = None
+
+
 def current_settings() -> RegistrySettings:
-    """Those of this process's environment. SettingsError."""
+    """Those of this process's environment, read anew. SettingsError."""
     return RegistrySettings.from_env(os.environ)
+
+
+def keep(settings: RegistrySettings) -> None:
+    """For the processes that are forked from this one."""
+    global _kept
+    _kept = settings
+
+
+def kept_settings() -> RegistrySettings:
+    """What was kept, however wrong the file of keys is by now; else the current ones."""
+    return current_settings() if _kept is None else _kept
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
@@ -146,11 +160,14 @@ def _udp_port(text: str) -> int | None:
     return None if text.lower() == "off" else _port(text)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < math.inf:
-        raise ValueError
-    return seconds
+def _seconds(lowest: float, highest: float) -> tuple[Callable[[str], float], str]:
+    def parse(text: str) -> float:
+        seconds = float(text)
+        if not lowest <= seconds <= highest:
+            raise ValueError
+        return seconds
+
+    return parse, f"a number of seconds from {lowest:g} to {highest:g}"
 
 
 def _flag(text: str) -> bool:
@@ -173,14 +190,13 @@ def _log_level(text: str) -> str:
     return text.upper()
 
 
-_SECONDS = (_seconds, "a number of seconds above 0")
 _FORMS: dict[str, tuple[Callable[[str], Any], str]] = {
     "host": (str, "an address"),
     "port": (_port, "a port from 1 to 65535"),
     "udp_port": (_udp_port, "a port from 1 to 65535, or off"),
     "udp_host": (str, "an address"),
-    "cleanup_interval": _SECONDS,
-    "instance_timeout": _SECONDS,
+    "cleanup_interval": _seconds(0.1, _DAY),
+    "instance_timeout": _seconds(1, _DAY),
     "store": (_store, "sqlite:///file.sqlite3 or redis://host:6379/0"),
     "is_open": (_flag, "true or false"),
     "largest_cluster": _whole(1, 100_000),

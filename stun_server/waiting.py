@@ -17,6 +17,7 @@ from stun_server.store import Store, StoreUnavailable
 logger = logging.getLogger("stun_server")
 
 LOOK_INTERVAL = 0.1  # seconds
+LARGEST_SHARE = 0.75  # of those who may wait, for one cluster
 CLOSE_TIMEOUT = 1.0  # seconds
 
 
@@ -57,7 +58,11 @@ class ChangeWatch:
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            if self._closing.is_set() or self._waiting >= self._capacity:
+            others = self._watched.get(cluster_id)
+            is_full = self._waiting >= self._capacity or (
+                others is not None and others.waiting >= self._capacity * LARGEST_SHARE
+            )
+            if self._closing.is_set() or is_full:
                 return False
             self._start()
             watched = self._watched.setdefault(

@@ -6,10 +6,10 @@ import os
 
 from stun_server.app import create_app
 from stun_server.service import Service
-from stun_server.settings import current_settings
+from stun_server.settings import kept_settings
 from stun_server.store import open_store
 
-_settings = current_settings()
+_settings = kept_settings()
 app = create_app(
     service=Service(
         _settings,

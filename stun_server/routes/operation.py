@@ -54,6 +54,6 @@ def _why_not_ready() -> str:
         served.check_store()
     except StoreUnavailable:
         return "the store cannot be written"
-    if served.responder is not None and not served.responder.is_alive:
-        return "the STUN responder has ended"
+    if served.settings.udp_port is not None and served.stun_port is None:
+        return "the STUN responder does not run"
     return ""

@@ -116,7 +116,7 @@ def register(cluster_id: str, instance_id: str) -> Response:
         body.take_over,
     )
     lease, listing = service().registry.register(cluster_id, registration, asked_by)
-    udp_port = service().settings.udp_port
+    stun_port = service().stun_port
     return json_answer(
         {
             "status": "registered",
@@ -125,7 +125,7 @@ def register(cluster_id: str, instance_id: str) -> Response:
             "generation": lease.generation,
             **_lease_times(),
             "observed_address": asked_by.source,
-            "stun": None if udp_port is None else {"port": udp_port},
+            "stun": None if stun_port is None else {"port": stun_port},
             "cluster": _cluster(cluster_id, listing),
         },
         etag=etag_of(listing),

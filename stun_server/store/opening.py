@@ -25,5 +25,8 @@ def open_store(url: str) -> Store:
         ) from error
     try:
         return RedisStore(url)
-    except ValueError as error:
-        raise SettingsError(f"Invalid STUN_STORE, a URL of Redis: {error}") from error
+    except ValueError:  # whose text may hold a part of the password
+        raise SettingsError(
+            "Invalid STUN_STORE: expected redis://[user:password@]host:port/number; in a password "
+            "/, ?, #, @ and : are written %2F, %3F, %23, %40 and %3A"
+        ) from None

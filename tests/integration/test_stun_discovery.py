@@ -214,11 +214,11 @@ def test_behind_a_nat_the_reflexive_candidate_is_published(tmp_path: Path) -> No
         def cancel(self) -> None: ...
 
     def ask(server: Address, *, timeout: float) -> Seen:
-        assert server == ("127.0.0.1", 3479)
+        assert server == ("127.0.0.1", udp_port)
         return Seen()
 
-    with served_registry(tmp_path) as server:
-        object.__setattr__(server.service.settings, "udp_port", 3479)  # told, not bound
+    udp_port = free_udp_port()
+    with served_registry(tmp_path, udp_port=udp_port) as server:
         discovery = StunDiscovery(config_for(server, 0), ask_reflexive=ask)
         discovery.start(lambda *_: None, lambda error: None)
         try:

@@ -212,21 +212,3 @@ def test_server_stops_at_once_though_requests_wait(tmp_path: Path) -> None:
             thread.join(TIMEOUT)
         assert codes == [304] * 50  # nobody's connection was cut
         assert seconds < STOP_LIMIT * BUSY
-
-
-def test_sighup_reads_the_file_of_keys_again(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("c = the-first-key-of-this-file\n")
-    headers = {"X-Cluster-Key": "the-second-key-of-this-file"}
-    with running_server(tmp_path, STUN_CLUSTER_KEYS_FILE=str(keys)) as server:
-        url = f"{server.url}/instances/c"
-        assert ask("GET", url, headers=headers).status_code == 401
-        keys.write_text("c = the-second-key-of-this-file\n")
-        os.kill(server.process.pid, signal.SIGHUP)
-
-        def is_reloaded() -> bool:
-            with contextlib.suppress(requests.ConnectionError):  # to a worker that ends
-                return ask("GET", url, headers=headers).status_code == 200
-            return False
-
-        until(is_reloaded, "the new key opens the cluster")

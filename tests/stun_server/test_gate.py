@@ -77,9 +77,20 @@ def test_another_key_opens_nothing(gate: Gate, store: Store, key: str) -> None:
     gate.admit_new("a", KEY, ASKER)
     with pytest.raises(KeyRefused):
         gate.admit("a", key, ASKER)
-    with pytest.raises(KeyRefused):
+    with pytest.raises((KeyRefused, InvalidRequest)):
         gate.admit_new("a", key, ASKER)
     assert len(store.keys("a")) == 1
+
+
+@pytest.mark.parametrize("key", ["short", "\u00e9" * 32])
+def test_what_cannot_be_a_key_tells_nothing_of_the_cluster(gate: Gate, key: str) -> None:
+    gate.admit_new("a", KEY, ASKER)
+    texts = set()
+    for cluster_id in ("a", "missing"):
+        with pytest.raises(InvalidRequest) as caught:
+            gate.admit_new(cluster_id, key, ASKER)
+        texts.add(str(caught.value))
+    assert len(texts) == 1
 
 
 def test_no_such_cluster_and_wrong_key_are_the_same(gate: Gate) -> None:

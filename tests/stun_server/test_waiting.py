@@ -16,7 +16,7 @@ from stun_server.schemas import LARGEST_INDEX
 from stun_server.store import AuditEvent, StoreUnavailable, open_store
 from stun_server.waiting import ChangeWatch
 from tests.stun_server.apps import Site, lease_path, new_body, old_body, refusal, running_site
-from tests.stun_server.asking import until
+from tests.stun_server.asking import TIMEOUT, until
 
 ANSWERED = 15.0  # seconds; much less than they would wait
 WAIT = 30
@@ -237,4 +237,20 @@ def test_a_watch_lets_so_many_wait_and_no_more(watch: ChangeWatch, wavering: Wav
 def test_a_store_is_made_before_the_fork_and_used_after_it(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/registry.sqlite3")
     assert not list(tmp_path.iterdir())
+    store.close()
+
+
+def test_one_cluster_does_not_take_all_places(store_url: str) -> None:
+    store = open_store(store_url)
+    watch = ChangeWatch(store, capacity=4)
+    with ThreadPoolExecutor(4) as pool:
+        parked = [pool.submit(watch.wait, "a", 0, WAIT) for _ in range(3)]
+        until(lambda: watch.waiting == 3, "three wait")
+        assert not watch.wait("a", 0, WAIT)
+        other = pool.submit(watch.wait, "b", 0, WAIT)
+        until(lambda: watch.waiting == 4, "another cluster's waits too")
+        assert not watch.wait("c", 0, WAIT)
+        watch.close()
+        assert not any(each.result(TIMEOUT) for each in [*parked, other])
+    watch.join()
     store.close()
