@@ -27,7 +27,7 @@ from stun_server.settings import (
 )
 
 if TYPE_CHECKING:
-    from stun_server.store import ClusterKey, Store
+    from stun_server.store import AuditEvent, ClusterKey, Store
 
     Change = Callable[[tuple[ClusterKey, ...]], tuple[ClusterKey, ...]]
 
@@ -223,6 +223,7 @@ def rotate(cluster_id: str, key: str, overlap_hours: float) -> None:
 def remove(cluster_id: str, wanted: str | None) -> None:
     """Take a cluster's keys away: nobody sees or changes it any more.
 
+    With the last one go its registrations and its audit log; a line on standard error tells of it.
     Where registration is open, the next one to register under this id gives it a new key.
     """
     from stun_server.keys import fingerprint
@@ -233,11 +234,7 @@ def remove(cluster_id: str, wanted: str | None) -> None:
             raise click.ClickException(f"Cluster {cluster_id!r} has no such key in this store")
         return kept
 
-    if not _change(cluster_id, change, "key-remove"):
-        # Whoever has the id next shall not see who was there.
-        store = _open()
-        store.forget(cluster_id)
-        store.close()
+    _change(cluster_id, change, "key-remove")
 
 
 def _open() -> Store:
@@ -253,8 +250,7 @@ def _new_key(key: str) -> ClusterKey:
     return ClusterKey(hash_of(key), time.time(), None, True)
 
 
-def _change(cluster_id: str, change: Change, name: str, key: str = "") -> tuple[ClusterKey, ...]:
-    """The keys that there are now."""
+def _change(cluster_id: str, change: Change, name: str, key: str = "") -> None:
     from stun_server.keys import fingerprint, hash_of
     from stun_server.store import AuditEvent
 
@@ -273,9 +269,25 @@ def _change(cluster_id: str, change: Change, name: str, key: str = "") -> tuple[
         detail="by the operator",
     )
     try:
-        return store.change_keys(cluster_id, change, event)
+        kept = store.change_keys(cluster_id, change, event)
     finally:
         store.close()
+    if not kept:
+        _log(event)
+
+
+def _log(event: AuditEvent) -> None:
+    """What the store keeps no more of, as the server logs it."""
+    from stun_server.logs import audit_logger, json_formatter
+
+    to_terminal = logging.StreamHandler()
+    to_terminal.setFormatter(json_formatter())
+    audit_logger.addHandler(to_terminal)
+    try:
+        extra = {"cluster_id": event.cluster_id, "detail": event.detail}
+        audit_logger.warning(event.event, extra=extra)
+    finally:
+        audit_logger.removeHandler(to_terminal)
 
 
 def _moment(at: float) -> str:

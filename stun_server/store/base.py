@@ -141,9 +141,6 @@ class Store(Protocol):
     def update(self, cluster_id: str, step: Callable[[ClusterView], T]) -> T:
         """Runs `step` atomically; what it returns."""
 
-    def forget(self, cluster_id: str) -> None:
-        """Removes a cluster's leases and audit log; its keys are `change_keys`' business."""
-
     def renew(
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
@@ -171,7 +168,9 @@ class Store(Protocol):
     ) -> tuple[ClusterKey, ...]:
         """Replaces a cluster's keys in one atomic, durable step; those that are valid after it.
 
-        The audit event is kept if the keys changed.
+        The audit event is kept if the keys changed. Where none is left all that the cluster had is
+        removed in the same step, and the event is the caller's to tell: who takes the id next is
+        somebody else.
         """
 
     def forget_idle(self, *, before: float) -> list[str]:

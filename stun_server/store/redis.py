@@ -185,7 +185,10 @@ class RedisStore:
                             return after
                         pipe.multi()
                         _write_keys(pipe, cluster_id, before, after)
-                        _record(pipe, event)
+                        if after:
+                            _record(pipe, event)
+                        else:
+                            _write_nothing_more(pipe, cluster_id)
                         pipe.execute()
                         return after
                     except redis.WatchError:
@@ -205,12 +208,6 @@ class RedisStore:
                 if _is_idle(*told, before=before)
             ]
             return [cluster_id for cluster_id in idle if self._forget(cluster_id, before)]
-
-    def forget(self, cluster_id: str) -> None:
-        with self._errors():
-            pipe = self._client.pipeline()
-            _write_nothing_more(pipe, cluster_id)
-            pipe.execute()
 
     def _forget(self, cluster_id: str, before: float) -> bool:
         """False: somebody has registered this moment."""

@@ -156,16 +156,20 @@ class SqliteStore:
         with self._writes(is_durable=True) as connection:
             before = _keys(connection, cluster_id)
             after = change(before)
-            if after != before:
-                connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
-                connection.executemany(
-                    "INSERT INTO cluster_keys VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (cluster_id, key.key_hash, key.created_at, key.expires_at, key.is_operators)
-                        for key in after
-                    ],
-                )
-                _record(connection, event)
+            if after == before:
+                return after
+            if not after:
+                _forget(connection, cluster_id)
+                return after
+            connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
+            connection.executemany(
+                "INSERT INTO cluster_keys VALUES (?, ?, ?, ?, ?)",
+                [
+                    (cluster_id, key.key_hash, key.created_at, key.expires_at, key.is_operators)
+                    for key in after
+                ],
+            )
+            _record(connection, event)
         return after
 
     def forget_idle(self, *, before: float) -> list[str]:
@@ -178,13 +182,8 @@ class SqliteStore:
                 (before,),
             ).fetchall()
             for (cluster_id,) in rows:
-                connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
                 _forget(connection, cluster_id)
         return [row[0] for row in rows]
-
-    def forget(self, cluster_id: str) -> None:
-        with self._writes() as connection:
-            _forget(connection, cluster_id)
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
         key = (bucket, int(wall // window * window))
@@ -338,7 +337,7 @@ def _leases(text: str) -> Iterator[Lease]:
 
 
 def _forget(connection: sqlite3.Connection, cluster_id: str) -> None:
-    for table in ("leases", "clusters", "audit"):
+    for table in ("cluster_keys", "leases", "clusters", "audit"):
         connection.execute(f"DELETE FROM {table} WHERE cluster_id = ?", (cluster_id,))
 
 

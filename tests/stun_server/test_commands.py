@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -141,7 +142,11 @@ def test_keys_are_removed_one_or_all(keys: Keys) -> None:
     assert "no such key" in failed(keys("remove", "a", "--fingerprint", "00000000"))
     done(keys("remove", "a", "--fingerprint", told_of(KEY)))
     assert done(keys("list", "a")).startswith(told_of(OTHER_KEY))
-    done(keys("remove", "a"))
+    removed = keys("remove", "a")
+    assert done(removed) == ""
+    logged = json.loads(removed.stderr)  # the only place that still tells of it
+    assert (logged["event"], logged["cluster_id"]) == ("key-remove", "a")
+    assert logged["logger"] == "stun_server.audit"
     assert "no key" in failed(keys("list", "a"))
     assert "no such key" in failed(keys("remove", "a"))
 

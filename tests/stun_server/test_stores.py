@@ -258,15 +258,19 @@ def test_an_idle_cluster_is_forgotten_with_all_that_it_had(timed: TimedStore, st
     assert again.generation > before.leases[0].generation
 
 
-def test_a_cluster_without_keys_can_be_forgotten_at_once(store: Store) -> None:
-    put(store, "a")
-    put(store, "b")
-    record(store, event(cluster_id="a"))
+def test_with_the_last_key_goes_all_that_the_cluster_had(store: Store) -> None:
+    for cluster_id in ("a", "b"):
+        set_keys(store, cluster_id, key("1"), key("2"))
+        put(store, cluster_id)
     before = store.listing("a")
-    store.forget("a")
-    assert store.listing("a").leases == () and store.audit("a", limit=10) == []
+    set_keys(store, "a", key("2"))
+    assert store.listing("a").leases == before.leases
+    set_keys(store, "a")
+    assert store.keys("a") == ()
+    assert store.listing("a").leases == ()
+    assert store.audit("a", limit=10) == []
     assert store.clusters_with_expired() == []
-    assert [lease.instance_id for lease in store.listing("b").leases] == ["0"]
+    assert len(store.listing("b").leases) == len(store.audit("b", limit=10)) == 1
     again = put(store, "a")
     assert store.listing("a").leases == (again,)
     assert again.generation >= before.leases[0].generation
