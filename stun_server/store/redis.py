@@ -38,7 +38,7 @@ from stun_server.store.base import (
     Totals,
     next_revision,
 )
-from stun_server.store.known import ClusterState, KnownLeases
+from stun_server.store.known import ClusterState, KnownLeases, leases_with_times
 from stun_server.store.redis_scripts import LIST, NOW, RENEW, RESUME
 
 PREFIX = "comfy-cluster-registry:1:"
@@ -120,9 +120,9 @@ class RedisStore:
             leases = self._known.with_times(cluster_id, state, times)
             if leases is None:
                 state, now, times, texts = self._read(cluster_id, with_leases=True)
-                self._known.note(cluster_id, state, map(_lease, texts))
-                leases = self._known.with_times(cluster_id, state, times)
-        return Listing(state.epoch, state.revision, now, leases or ())
+                noted = self._known.note(cluster_id, state, map(_lease, texts))
+                leases = leases_with_times(noted, [each for each in times if each[0] in noted])
+        return Listing(state.epoch, state.revision, now, leases)
 
     def _read(
         self, cluster_id: str, *, with_leases: bool
