@@ -48,8 +48,6 @@ LONGEST_PAUSE = 0.02  # seconds before the next try
 _LOCKS = 64
 
 _OUTCOMES = (Renewal.MISSING, Renewal.REPLACED, Renewal.RENEWED)
-_ALIVE = tuple(PREFIX + name for name in ("alive-at", "terms", "active"))
-_EXPIRY = f"{PREFIX}expiry:"
 _KEPT_APART = ("last_ping_at", "expires_at")  # what heartbeats change
 
 
@@ -107,10 +105,11 @@ class RedisStore:
         self, cluster_id: str, instance_id: str, boot_id: str | None, *, ttl: float, wall: float
     ) -> Renewal:
         with self._errors():
-            outcome, renewed = self._renew(
-                keys=[*_ALIVE, *(_key(name, cluster_id) for name in ("leases", "expiry", "pings"))],
-                args=[_EXPIRY, instance_id, boot_id or "", ttl, wall],
+            told = self._renew(
+                keys=[_key(name, cluster_id) for name in ("leases", "expiry", "pings")],
+                args=[PREFIX, instance_id, boot_id or "", ttl, wall],
             )
+        renewed, outcome = divmod(int(told), len(_OUTCOMES))
         absence.tell(renewed)
         return _OUTCOMES[outcome]
 
@@ -254,7 +253,7 @@ class RedisStore:
 
     def resume(self, *, ttl: float, silence: float) -> int:
         with self._errors():
-            return int(self._resume(keys=_ALIVE, args=[_EXPIRY, ttl, silence]))
+            return int(self._resume(args=[PREFIX, ttl, silence]))
 
     def totals(self) -> Totals:
         with self._errors():
@@ -272,7 +271,7 @@ class RedisStore:
 
     def _now_after_absence(self) -> float:
         """Redis' time, by which leases may be judged."""
-        seconds, micros, renewed = self._now(keys=_ALIVE, args=[_EXPIRY])
+        seconds, micros, renewed = self._now(args=[PREFIX])
         absence.tell(renewed)
         return _seconds((seconds, micros))
 

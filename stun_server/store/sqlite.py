@@ -8,6 +8,7 @@ the instances register again. Keys are written at FULL.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sqlite3
 import time
@@ -72,7 +73,7 @@ class SqliteStore:
         self._connections = Connections(path, busy_timeout=busy_timeout)
         self._clock = clock
         self._wall = wall
-        self._boot_id = boot_id
+        self._boot_id = functools.cache(boot_id)  # no process outlasts a reboot
         self._known = KnownLeases()
 
     def now(self) -> float:
