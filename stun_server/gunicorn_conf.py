@@ -8,9 +8,11 @@ opened; each worker makes its own connections, and its own UDP socket at the sha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +25,7 @@ from stun_server.settings import SettingsError, current_settings, keep, unknown_
 # Nothing above imports prometheus_client, which reads this variable when it is imported.
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY = Path("/dev/shm")
+_LARGEST_DRAIN = 16  # reads of 64 KiB
 STOP_LINGER = 0.2  # seconds that idle connections are kept when the server stops
 
 try:
@@ -85,7 +88,7 @@ def post_worker_init(worker: Any) -> None:
     from stun_server.binding.responder import CannotListen
     from stun_server.operations import SERVICE
 
-    _shorten_linger()
+    _wait_for_no_client()
     service = worker.wsgi.extensions[SERVICE]
     try:
         service.start(with_binding=True)
@@ -102,12 +105,27 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, drain)
 
 
-def _shorten_linger() -> None:
-    """gunicorn keeps idle connections for two seconds when it stops, which has two at most."""
+def _wait_for_no_client() -> None:
+    """gunicorn 27 waits for clients where it must not: for two seconds when it stops, which has two
+    at most; and whenever it closes a connection, on the thread that accepts all others, so that
+    clients that do not close theirs stop the server. Other versions have not got these names."""
+    from gunicorn import util
     from gunicorn.workers import gthread
 
     if hasattr(gthread, "STOP_KEEPALIVE_LINGER"):
         gthread.STOP_KEEPALIVE_LINGER = STOP_LINGER
+    if hasattr(util, "close_graceful"):
+        util.close_graceful = _close_at_once
+
+
+def _close_at_once(sock: socket.socket) -> None:
+    """What has come is read first: else the answer may be taken back (RFC 9112, 9.6)."""
+    with contextlib.closing(sock), contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+        sock.setblocking(False)
+        for _ in range(_LARGEST_DRAIN):
+            if not sock.recv(65_536):
+                break
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
 BODY_TIMEOUT = 5.0  # seconds without a byte of it
+GIVEN_UP_TIMEOUT = 0.05
 KEY_HEADER = "X-Cluster-Key"
 _WHOLE = re.compile(r"[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more
@@ -101,19 +103,36 @@ def _body() -> bytes:
 
     Each holds a thread while it comes; those of requests without a body are not for them.
     """
-    sock = request.environ.get("gunicorn.socket")
     if not service().bodies.acquire(blocking=False):
+        _give_up_body()
         raise Overloaded
     try:
-        if sock is not None:
-            sock.settimeout(BODY_TIMEOUT)
-        return request.get_data(cache=True)
+        with _socket_timeout(BODY_TIMEOUT):
+            return request.get_data(cache=True)
     except (TimeoutError, ClientDisconnected) as error:  # Werkzeug makes the latter of the former
+        _give_up_body()
         raise TooSlow from error
     finally:
         service().bodies.release()
-        if sock is not None:
-            sock.settimeout(None)
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    sock = request.environ.get("gunicorn.socket")
+    if sock is None:
+        yield
+        return
+    before = sock.gettimeout()
+    sock.settimeout(seconds)
+    yield
+    sock.settimeout(before)
+
+
+def _give_up_body() -> None:
+    """gunicorn reads what is left of it behind the answer, for as long as it takes."""
+    sock = request.environ.get("gunicorn.socket")
+    if sock is not None:
+        sock.settimeout(GIVEN_UP_TIMEOUT)
 
 
 def json_body() -> Any:

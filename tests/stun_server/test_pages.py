@@ -38,7 +38,7 @@ _SVG = "http://www.w3.org/2000/svg"  # a name, which nobody opens
 
 @pytest.fixture
 def app(tmp_path: Path) -> Flask:
-    return create_app(RegistrySettings(store=f"sqlite:///{tmp_path}/registry.db"))
+    return create_app(RegistrySettings(store=f"sqlite:///{tmp_path}/registry.db", udp_port=None))
 
 
 @pytest.fixture
