@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.clusters import free_ports
+from tests.long import IS_LONG
 
 pytestmark = [
     pytest.mark.integration,
@@ -94,11 +95,9 @@ def workers(
 @pytest.mark.parametrize(
     ("count", "engine", "rounds"),
     [
-        (2, "compiled", 40),
         (4, "compiled", 30),
-        (8, "compiled", 12),
         (2, "python", 20),
-        (4, "python", 12),
+        *([(2, "compiled", 40), (8, "compiled", 12), (4, "python", 12)] if IS_LONG else []),
     ],
 )
 def test_rounds_of_random_sizes_leak_nothing(
