@@ -45,6 +45,7 @@ _KEY_HEADER = "X-Cluster-Key"
 # OpenSSL's <openssl/x509_vfy.h>: X509_V_ERR_CERT_NOT_YET_VALID and _CERT_HAS_EXPIRED.
 _CLOCK_ERRORS = (9, 10)
 # What servers without a route answer, and the codes of the richer routes' refusals.
+_RICH_ROUTES = "/v1/"
 _NO_ROUTE = (404, 405, 501)
 _NOT_REGISTERED = "not_registered"
 _FULL = "full"
@@ -145,6 +146,9 @@ class Registry:
         IndexTaken: a later run of the instance has. IndexHeld: another one may live elsewhere.
         """
         self._boot_id = registration.boot_id
+        self._is_old = (
+            False  # servers are updated, and a proxy in front may have had none behind it
+        )
         try:
             return self._either(
                 lambda: self._register(registration), lambda: self._register_old(registration)
@@ -210,7 +214,10 @@ class Registry:
             self._ask("POST", f"/heartbeat/{cluster}/{instance_index}")
         else:
             path = self._instance_path(instance_index) + "/heartbeat"
-            self._ask("POST", path, params={"boot_id": self._boot_id})
+            try:
+                self._ask("POST", path, params={"boot_id": self._boot_id})
+            except _NoSuchRoute as error:  # it is another server by now
+                raise NotRegistered(str(error)) from error
 
     def leave(self, instance_index: int, *, timeout: float) -> None:
         """Says goodbye, within `timeout` seconds or not at all."""
@@ -240,8 +247,10 @@ class Registry:
             try:
                 return ask()
             except _NoSuchRoute:
-                self._is_old = True
-        return ask_old()
+                pass
+        answer = ask_old()
+        self._is_old = True
+        return answer
 
     def interrupt(self) -> None:
         """From any thread: what is asked, or would be, fails at once."""
@@ -289,6 +298,13 @@ class Registry:
                 "and that the server is running"
             ) from error
         self._compare_clocks(answer)
+        is_rich = path.startswith(_RICH_ROUTES)
+        if (
+            is_rich
+            and answer.status in _NO_ROUTE
+            and _object(answer).get("code") != _NOT_REGISTERED
+        ):
+            raise _NoSuchRoute(f"{self.url} answers {answer.status}: {_told(answer)}")
         return self._checked(answer)
 
     def _verify(self) -> Any:
@@ -301,8 +317,6 @@ class Registry:
             return answer
         told, refusal = _told(answer), _object(answer)
         code = refusal.get("code")
-        if status in _NO_ROUTE and code != _NOT_REGISTERED and not self._is_old:
-            raise _NoSuchRoute(f"{self.url} answers {status}: {told}")
         if code == _FULL:
             raise RegistrationRefused(f"{self.url}: {told}")
         is_key = status in (requests.codes.unauthorized, requests.codes.forbidden)

@@ -22,6 +22,8 @@ class ServedRegistry:
 
     def __init__(self, service: Service, port: int) -> None:
         self.service = service
+        self.has_v1 = True
+        """Whether it has the richer routes, or those of spec.md section 9 alone."""
         self.url = f"http://127.0.0.1:{port}"
 
     def instances(self, cluster_id: str = "c") -> dict[str, Any]:
@@ -38,12 +40,21 @@ def served_registry(folder: Path, **settings: Any) -> Iterator[ServedRegistry]:
         host="127.0.0.1", store=f"sqlite:///{folder}/registry.sqlite3", **chosen
     )
     service = Service(made, open_store(made.store))
-    server = make_server("127.0.0.1", 0, create_app(service=service), threaded=True)
+    app = create_app(service=service)
+
+    def serve(environ: dict[str, Any], start: Any) -> Any:
+        if environ["PATH_INFO"].startswith("/v1/") and not served.has_v1:
+            start("404 NOT FOUND", [("Content-Length", "0")])
+            return []
+        return app(environ, start)
+
+    server = make_server("127.0.0.1", 0, serve, threaded=True)
+    served = ServedRegistry(service, server.server_port)
     service.start(with_binding=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield ServedRegistry(service, server.server_port)
+        yield served
     finally:
         service.drain()
         server.shutdown()

@@ -177,6 +177,24 @@ def test_the_index_of_one_that_died_elsewhere_is_free_when_it_is_late(
         assert later.failures.empty()
 
 
+def test_a_server_that_loses_the_richer_routes_is_asked_by_the_others(
+    tmp_path: Path, look: Callable[[ClusterConfig], Looking]
+) -> None:
+    with served_registry(tmp_path, instance_timeout=1.5) as server:
+        server.has_v1 = False
+        old = client(server)
+        old.register(run_of("one"))
+        old.heartbeat(2)
+        server.has_v1 = True
+        assert old.register(run_of("one")).heartbeat_interval == pytest.approx(0.5)
+        look(config_for(server, 1))
+        wait_until(lambda: "1" in server.instances())
+        run = server.instances()["1"].boot_id
+        server.has_v1 = False
+        wait_until(lambda: [each.boot_id for each in server.instances().values()] != [run])
+        wait_until(lambda: "1" in server.instances())
+
+
 def test_heartbeats_keep_it_registered(
     tmp_path: Path, look: Callable[[ClusterConfig], Looking]
 ) -> None:
