@@ -6,7 +6,9 @@ it there, and makes the connection: our side of it is the pending id, the peer's
 id in that HELLO. A new pending id is drawn then. So a HELLO with a forged sender address, which
 cannot echo what it never saw, changes nothing, and a restarted peer replaces its connection
 after one round trip. A HELLO that echoes any other id is old or an answer to a forged one, and is
-not answered: answering would let a forger make two connected instances connect anew.
+not answered: answering would let a forger make two connected instances connect anew. Where there is
+no connection its session id is echoed from then on: else two instances that both echo an old id of
+the other one would never connect.
 """
 
 from __future__ import annotations
@@ -97,10 +99,10 @@ class Handshake:
             return HelloOutcome(answer=answer)
         if announce.echo_session_id == self.pending_session:
             return self._connect(announce)
-        if announce.echo_session_id != 0:
-            return HelloOutcome(is_stale=True)
         if self.connection is None:
             self._heard_session = announce.session_id
+        if announce.echo_session_id != 0:
+            return HelloOutcome(is_stale=True)
         return HelloOutcome(answer=self._pending_hello(announce.session_id))
 
     def _connect(self, announce: Announce) -> HelloOutcome:

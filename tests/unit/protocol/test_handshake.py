@@ -117,6 +117,14 @@ def test_late_hello_of_the_lost_connection_does_not_bring_it_back() -> None:
     assert a.on_hello(late) == HelloOutcome(is_stale=True)
 
 
+def test_two_that_echo_old_ids_of_each_other_connect() -> None:
+    a, b = make(0, 1), make(1, 0)
+    for each, other in ((a, b), (b, a)):
+        each.on_hello(replace(other.hello(), session_id=4_711, echo_session_id=0))
+    assert a.on_hello(b.hello()) == HelloOutcome(is_stale=True)
+    assert b.on_hello(a.hello()).connection is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
