@@ -83,35 +83,40 @@ class Connections:
 
         An address is of one member: the newest report takes it from the one that had it. But not
         from one that is connected there: that one has proved that it is, and a report has not. It
-        is taken when that connection is over.
+        is taken when that connection is over, unless there are newer reports by then.
         """
         self._check_index(index)
         owner = self._by_address.get(address)
+        if owner is not None and owner.index != index and owner.is_connected:
+            self._claim(owner, index, address)
+            return
+        self._forget_claims_of(index)
+        self._claims.pop(address, None)
         if owner is not None and owner.index != index:
-            if owner.is_connected:
-                self._claim(owner, index, address)
-                return
             self._dismiss(owner, "its address is that of a member", now)
             self._take_address(owner, index)
         peer = self.peers.get(index)
         if peer is None:
-            peer = self.peers[index] = self._new_peer(index, address)
-        elif peer.address == address:
+            peer = self.peers[index] = self._new_peer(index)
+        left = peer.address
+        if left == address:
             return
-        else:
-            self._dismiss(peer, "the member is elsewhere", now)
-            self._forget_address(peer)
-            peer.address = address
+        self._forget_address(peer)
+        peer.address = address
         self._by_address[address] = peer
         self._engine.allow_address(address)
+        self._dismiss(peer, "the member is elsewhere", now)
         if not peer.is_connected:
             self._say_hello_soon(peer, now)
+        if left is not None:
+            self._honour_claim(left, now)
 
     def remove(self, index: int, now: float) -> None:
         """Forget a member; what is in transfer with it fails."""
         peer = self.peers.get(index)
         if peer is None:
             return
+        self._forget_claims_of(index)
         self._dismiss(peer, "removed from the cluster", now)
         self.lose(peer, "removed from the cluster", now)
         self._timers.cancel(TimerKind.HELLO, index)
@@ -145,6 +150,7 @@ class Connections:
     def _claim(self, owner: Peer, index: int, address: Address) -> None:
         if self._claims.get(address) == index:
             return
+        self._forget_claims_of(index)
         self._claims[address] = index
         text = (
             f"its address is said to be {_show_address(address)}, where instance {owner.index} is"
@@ -152,6 +158,16 @@ class Connections:
         )
         logger.warning("! %d: %s", index, text)
         self._emit(events.PeerRefused(index, text))
+
+    def _forget_claims_of(self, index: int) -> None:
+        """It is said to be elsewhere, or nowhere."""
+        self._claims = {where: each for where, each in self._claims.items() if each != index}
+
+    def _honour_claim(self, address: Address, now: float) -> None:
+        """Nobody who has proved it is at `address` any more."""
+        claimer = self._claims.pop(address, None)
+        if claimer is not None and not self.is_connected(claimer):
+            self.add(claimer, address, now)
 
     def _take_address(self, owner: Peer, taker: int) -> None:
         """Instances that swap addresses are found one after the other; a name may also be wrong.
@@ -164,7 +180,7 @@ class Connections:
         self._forget_address(owner)
         self._timers.cancel(TimerKind.HELLO, owner.index)
 
-    def _new_peer(self, index: int, address: Address) -> Peer:
+    def _new_peer(self, index: int) -> Peer:
         outbox = Outbox(
             index,
             settings=self._settings,
@@ -173,7 +189,7 @@ class Connections:
             send=lambda packed: self._engine.send_message(index, packed),
         )
         handshake = Handshake(index, settings=self._settings, new_session=self._new_session)
-        return Peer(index, address, handshake, outbox, answer_tokens=ANSWERS_PER_SECOND)
+        return Peer(index, None, handshake, outbox, answer_tokens=ANSWERS_PER_SECOND)
 
     def _forget_address(self, peer: Peer) -> None:
         if peer.address is not None:
@@ -319,7 +335,10 @@ class Connections:
             largest_packet_size=self._settings.probed_size_to(receivable),
             now=now,
         )
-        self._stats.connections_made += 1
+        if connection.is_observer:
+            self._stats.observers_connected += 1
+        else:
+            self._stats.connections_made += 1
         logger.debug("= %d connected, boot id %016x", peer.index, connection.boot_id)
         if peer.is_connected:
             codecs = connection.announce.codecs
@@ -349,10 +368,8 @@ class Connections:
     def _begin_anew(self, peer: Peer, now: float) -> None:
         peer.hello_delay = FIRST_HELLO_DELAY
         self._say_hello_soon(peer, now)
-        if peer.address is not None and peer.address in self._claims:
-            claimer = self._claims.pop(peer.address)
-            if not self.is_connected(claimer):
-                self.add(claimer, peer.address, now)
+        if peer.address is not None:
+            self._honour_claim(peer.address, now)
 
     def on_unanswered(self, index: int, now: float) -> None:
         """The peer never acknowledged a message between the cores."""
@@ -386,10 +403,11 @@ class Connections:
         self._listener.on_lost(peer, error, now)
 
     def _disconnect(self, peer: Peer, reason: str) -> None:
+        if peer.is_connected:
+            self._stats.connections_lost += 1
         peer.connection = None
         self._engine.disconnect_peer(peer.index)
         self._liveness.remove(peer.index)
-        self._stats.connections_lost += 1
         logger.debug("= %d disconnected: %s", peer.index, reason)
 
 

@@ -22,7 +22,8 @@ class Liveness:
         send_heartbeat: Callable[[int], None],
         on_silent: Callable[[int, float, float], None],
     ) -> None:
-        """`on_silent(peer, seconds, now)` is called once, and must end in `remove(peer)`."""
+        """`on_silent(peer, seconds, now)` is called once, and must end in `remove(peer)`; others
+        may be removed by it too."""
         self._settings = settings
         self._engine = engine
         self._timers = timers
@@ -51,6 +52,8 @@ class Liveness:
             for peer in self._alive_at:
                 self._send_heartbeat(peer)
         for peer in list(self._alive_at):
+            if peer not in self._alive_at:  # losing another one ended its connection too
+                continue
             alive_at = self._update(peer)
             if now >= alive_at + self._settings.instance_timeout:
                 self._on_silent(peer, now - alive_at, now)

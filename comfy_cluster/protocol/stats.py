@@ -19,6 +19,8 @@ class ProtocolStats:
     """HELLOs of instances that cannot be part of this cluster."""
     connections_made: int = 0
     connections_lost: int = 0
+    observers_connected: int = 0
+    """Connections of those who only look: they are not among `connections_made`."""
     heartbeats_sent: int = 0
     messages_sent: int = 0
     """Messages that need an ACK, each counted once."""

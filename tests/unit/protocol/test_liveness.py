@@ -52,6 +52,20 @@ class Driver:
         self.now = end
 
 
+def test_losing_one_may_end_the_connection_of_another_one() -> None:
+    driver = Driver(peers=3)
+
+    def lose_both(peer: int, silence: float, now: float) -> None:
+        driver.silent.append((now, peer, silence))
+        for each in (1, 3):
+            driver.engine.disconnect_peer(each)
+            driver.liveness.remove(each)
+
+    driver.liveness._on_silent = lose_both
+    driver.run_to(4.0, heard=(2,))
+    assert [peer for _, peer, _ in driver.silent] == [1]
+
+
 def test_peer_gets_a_heartbeat_at_once_and_then_every_interval() -> None:
     driver = Driver()
     driver.run_to(2.0, heard=(1,))

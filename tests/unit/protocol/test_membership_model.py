@@ -2,7 +2,8 @@
 
 What must hold: nobody who is dead is kept past the timeout; once the network is whole, everybody
 alive is connected to everybody alive, in the life that they have now. Some only look, in the place
-of an instance that is not there: they are reached like the others, and are nobody's member.
+of an instance that is not there: they are reached like the others, and are nobody's member. What
+is told of the members' addresses may be wrong, and is put right at the end.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ class Membership(RuleBasedStateMachine):
     def lose(self, loss: float) -> None:
         self.loss = loss
 
+    @rule(place=INSTANCES)
+    def mislead(self, place: int) -> None:
+        """The others are told that a member is at the address of another one."""
+        self.tell((place + 1) % COUNT, address_of(place), but=place)
+
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 2.9, 3.6, 10.0]))
     def wait(self, seconds: float) -> None:
         self.world.run_for(seconds)
@@ -110,8 +116,17 @@ class Membership(RuleBasedStateMachine):
                 connected = self.world.seen(other, PeerConnected)
                 assert self.boot_of(index) not in {each.boot_id for each in connected}
 
+    def tell(self, member: int, address: tuple[str, int], *, but: int = -1) -> None:
+        """As discovery does: nobody asks it for those that are connected."""
+        for index in set(self.alive) - {member, but}:
+            endpoint = self.world.endpoints[index]
+            if not endpoint.is_connected(member):
+                endpoint.add_member(member, address, self.world.now)
+
     def teardown(self) -> None:
         self.groups, self.loss = [0] * COUNT, 0.0
+        for member in range(COUNT):
+            self.tell(member, address_of(member))
         self.world.run_for(CONVERGENCE)
         for one in self.alive:
             for other in self.alive:

@@ -112,6 +112,59 @@ def test_the_member_that_is_found_elsewhere_takes_its_place(watched: World) -> N
     assert hellos and not Announce.parse(hellos[0].message.payload).is_connected
 
 
+def claimed_twice() -> World:
+    """Instance 2 is said to be where 1 was connected, and where somebody looks now."""
+    world = World(count=3)
+    world.kill(2)
+    world.connect()
+    world.endpoints[0].add_member(2, address_of(1), world.now)
+    world.boot(1, is_observer=True)
+    world.run_until(lambda: reaches(world, 0, 1), 5.0)
+    assert world.endpoints[0].peer_info(2).address == address_of(2)
+    return world
+
+
+def test_an_observer_s_address_is_taken_by_the_member_that_is_found_there_again() -> None:
+    world = claimed_twice()
+    endpoint = world.endpoints[0]
+    endpoint.add_member(2, address_of(1), world.now)
+    assert endpoint.peer_info(2).address == address_of(1)
+    assert endpoint.peer_info(1).address is None
+
+
+def test_an_observer_that_leaves_gives_its_address_to_the_member_found_there_before() -> None:
+    world = claimed_twice()
+    world.endpoints[1].close(world.now)
+    world.run_for(0.1)
+    assert world.endpoints[0].peer_info(2).address == address_of(1)
+
+
+def test_a_member_that_was_found_elsewhere_since_is_not_moved_to_an_older_place() -> None:
+    world = claimed_twice()
+    elsewhere = ("10.9.9.9", 9)
+    world.endpoints[0].add_member(2, elsewhere, world.now)
+    world.endpoints[1].close(world.now)
+    world.run_for(0.1)
+    assert world.endpoints[0].peer_info(2).address == elsewhere
+    assert world.endpoints[0].peer_info(1).address == address_of(1)
+
+
+def test_an_observer_that_is_found_elsewhere_leaves_its_address_to_who_was_found_there() -> None:
+    world = claimed_twice()
+    elsewhere = ("10.9.9.9", 9)
+    world.endpoints[0].add_member(1, elsewhere, world.now)
+    assert world.endpoints[0].peer_info(1).address == elsewhere
+    assert world.endpoints[0].peer_info(2).address == address_of(1)
+
+
+def test_observers_are_counted_apart(watched: World) -> None:
+    watched.endpoints[2].close(watched.now)
+    watched.run_for(0.1)
+    stats = watched.endpoints[0].stats
+    counts = (stats.connections_made, stats.connections_lost, stats.observers_connected)
+    assert counts == (1, 0, 1)
+
+
 def test_an_observer_elsewhere_is_nobody_while_the_member_is_heard() -> None:
     world = World()
     world.connect()
