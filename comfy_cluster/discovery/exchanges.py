@@ -59,7 +59,7 @@ class Exchanges:
     """A `requests.Session` of one thread; only `interrupt` is for others."""
 
     def __init__(self) -> None:
-        self.session = requests.Session()
+        self.session = _Session()
         self._sockets = _Sockets()
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, _Adapter(self._sockets))
@@ -112,6 +112,12 @@ def _body_of(response: requests.Response) -> bytes:
     except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
         raise requests.ConnectionError(error) from error
     return bytes(body)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None is followed; and requests reads and unpacks the whole body before it does not."""
+        return None
 
 
 class _Sockets:

@@ -317,6 +317,12 @@ class Registry:
             return answer
         told, refusal = _told(answer), _object(answer)
         code = refusal.get("code")
+        if 300 <= status < 400:
+            target = ascii(answer.headers.get("Location", ""))[:200]
+            raise RegistrationRefused(
+                f"{self.url} redirects to {target}: set COMFY_CLUSTER_STUN_SERVER to where the "
+                "rendezvous server is"
+            )
         if code == _FULL:
             raise RegistrationRefused(f"{self.url}: {told}")
         is_key = status in (requests.codes.unauthorized, requests.codes.forbidden)

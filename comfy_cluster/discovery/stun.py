@@ -9,6 +9,7 @@ registered; an instance that is in no list yet is found by the HELLO of one that
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -19,7 +20,6 @@ from urllib.parse import urlsplit
 from comfy_cluster import identity
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
-from comfy_cluster.discovery.interfaces import own_addresses
 from comfy_cluster.discovery.own_address import own_hostname
 from comfy_cluster.discovery.reflexive import Ask, ReflexiveAddress
 from comfy_cluster.discovery.registry import (
@@ -64,8 +64,8 @@ class _Server:
     trouble: str = ""
     """Why this instance is not registered there; empty: it is."""
     listed: dict[int, Listed] = field(default_factory=dict)
-    is_borrowed: bool = False
-    """The registration is the instance's own, which an observer in its place leaves alone."""
+    has_listed: bool = False
+    """It takes the key, and tells who is there."""
     holder_ping: str | None = None
     """When the instance that has this one's index gave a sign of life; None: none is known."""
     was_taken_in: bool = False
@@ -73,8 +73,8 @@ class _Server:
 
 
 class StunDiscovery:
-    """Thread-safe. An observer registers only where its index is not registered, so that it changes
-    and removes nothing of the instance that it looks for."""
+    """Thread-safe. An observer registers nowhere: it asks who is there and says HELLO to them, so
+    that nothing of the instance in whose place it looks is changed, removed, or held up."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class StunDiscovery:
     def troubles(self) -> dict[int, str]:
         with self._changed:
             listed = set[int]().union(*(server.listed for server in self._servers))
-            registered = [each for each in self._servers if each.registered_as is not None]
+            registered = [each for each in self._servers if self._is_served_by(each)]
             texts = [each.trouble for each in self._servers if each.trouble]
             missing = set(range(self._config.instance_count)) - self._connected
             missing.discard(self._config.instance_index)
@@ -146,6 +146,9 @@ class StunDiscovery:
             urls = ", ".join(each.registry.url for each in registered)
             absent = dict.fromkeys(missing - listed, f"it is not registered at {urls}")
             return {**absent, **self._unresolved}
+
+    def _is_served_by(self, server: _Server) -> bool:
+        return server.has_listed if self._is_observer else server.registered_as is not None
 
     def stop_soon(self) -> None:
         """Each server's thread is interrupted where it waits for news, and leaves."""
@@ -168,7 +171,7 @@ class StunDiscovery:
                 each.thread.join(max(0.0, self._close_by - time.monotonic()))
 
     def _leave(self, server: _Server) -> None:
-        if server.registered_as is None or server.is_borrowed:
+        if server.registered_as is None:
             return
         registry = server.registry.successor()  # that one may have been interrupted
         registry.leave(self._config.instance_index, timeout=LEAVE_TIMEOUT)
@@ -197,58 +200,43 @@ class StunDiscovery:
 
     def _turn(self, server: _Server) -> float:
         """Does what is due; returns for how long to wait after that."""
+        if self._is_observer:
+            return self._list(server, math.inf)
         registration = self._registration(server)
-        if server.registered_as != registration and not server.is_borrowed:
+        if server.registered_as != registration:
             self._register(server, registration)
         if self._is_closed:
             return 0.0
         now = time.monotonic()
         try:
             if now >= server.heartbeat_at:
-                if not server.is_borrowed:
-                    server.registry.heartbeat(self._config.instance_index)
+                server.registry.heartbeat(self._config.instance_index)
                 server.heartbeat_at = now + self._spread(server.heartbeat_interval)
-            return self._list(server, now)
+            return self._list(server, server.heartbeat_at - now)
         except (NotRegistered, RegistrationRefused):
             # It may say so of a cluster that it has never heard of, too: registering tells.
             logger.info("= %s has forgotten this instance: registering again", server.registry.url)
             server.registered_as = None
-            server.is_borrowed = False
             return self._spread(FORMING_INTERVAL)
 
     def _register(self, server: _Server, registration: Registration) -> None:
-        server.is_borrowed = self._is_observer and self._is_listed(server, registration)
         with self._changed:
             if self._is_closed:
                 return
-            server.is_registering = not server.is_borrowed
+            server.is_registering = True
         try:
-            if server.is_registering:
-                self._on_granted(server, server.registry.register(registration))
+            self._on_granted(server, server.registry.register(registration))
             self._on_registered(server, registration)
         finally:
             server.is_registering = False
 
-    def _is_listed(self, server: _Server, registration: Registration) -> bool:
-        """Whether the server has one for this instance, here. It need not know the cluster yet."""
-        try:
-            listing = server.registry.instances()
-        except (NotRegistered, RegistrationRefused):
-            return False
-        index, port = registration.instance_index, registration.port
-        hostnames = {registration.hostname, *own_addresses()}
-        return listing is not None and any(
-            (each.instance_index, each.port) == (index, port) and each.hostname in hostnames
-            for each in listing.instances
-        )
-
-    def _list(self, server: _Server, now: float) -> float:
-        until_heartbeat = max(0.0, server.heartbeat_at - now)
+    def _list(self, server: _Server, until_heartbeat: float) -> float:
         began = time.monotonic()
         wait = 0.0 if self._is_complete() else min(LARGEST_WAIT, until_heartbeat)
         if self._reflexive is not None and self._reflexive.is_pending:  # soon to be published
             wait = min(wait, FORMING_INTERVAL)
         listing = server.registry.instances(server.revision, wait=wait)
+        server.has_listed = True
         if listing is not None:
             server.revision = listing.revision
             self._take(server, listing.instances)

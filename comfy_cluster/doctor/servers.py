@@ -13,9 +13,7 @@ from comfy_cluster.errors import DiscoveryError, RegistrationRefused
 def check_servers(
     config: ClusterConfig, *, make_registry: Callable[[str], Registry] | None = None
 ) -> list[Finding]:
-    """Asks each server once who is there: after this instance has registered, because a server
-    need not know the key of a cluster that nobody has registered yet. Blocks for seconds at most.
-    """
+    """Asks each server once who is there. Blocks for seconds at most."""
     if config.registration_mode is not RegistrationMode.STUN:
         return []
 
@@ -51,6 +49,7 @@ def _ask(registry: Registry) -> Finding:
             str(error),
             advice=[
                 "set the same COMFY_CLUSTER_KEY and COMFY_CLUSTER_CLUSTER_ID everywhere",
+                "a cluster that no instance has registered yet is refused alike: start one first",
                 "a cluster whose key is lost needs another COMFY_CLUSTER_CLUSTER_ID",
             ],
         )

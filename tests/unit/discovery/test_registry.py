@@ -256,3 +256,25 @@ def test_clocks_that_differ_are_told_once(
         asking.instances()
     assert "s behind that of" in asking.clock_text
     assert sum("clock of this machine" in each.message for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["http://[::1", "http://\xff\xfe/", "https://elsewhere.example/x"]
+)
+def test_a_redirect_is_told_and_not_followed(server: Rendezvous, target: str) -> None:
+    server.failing = (302, {})
+    server.headers["Location"] = target
+    with pytest.raises(RegistrationRefused, match=r"redirects to .*COMFY_CLUSTER_STUN_SERVER"):
+        client(server.url).instances()
+
+
+def test_the_body_of_a_redirect_is_bounded_and_stays_packed(server: Rendezvous) -> None:
+    server.failing = (302, {})
+    server.headers["Location"] = "https://elsewhere.example"
+    server.raw_answer = b" " * (LARGEST_ANSWER + 1)
+    with pytest.raises(RegistryUnavailable, match="more than 4 MiB"):
+        client(server.url).instances()
+    server.raw_answer = gzip.compress(bytes(1 << 20))
+    server.headers["Content-Encoding"] = "gzip"
+    with pytest.raises(RegistrationRefused, match="redirects"):
+        client(server.url).instances()

@@ -14,7 +14,7 @@ import pytest
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode, Role
 from comfy_cluster.discovery import Address, stun
-from comfy_cluster.discovery.registry import Listed, Listing, Registration, Registry
+from comfy_cluster.discovery.registry import Listing, Registered, Registration, Registry
 from comfy_cluster.discovery.stun import StunDiscovery
 from comfy_cluster.errors import DiscoveryError
 from tests.unit.discovery.rendezvous import Rendezvous
@@ -222,7 +222,7 @@ def test_who_closes_while_it_registers_leaves(monkeypatch: pytest.MonkeyPatch) -
         one = Looking(server.url)
         register = Registry.register
 
-        def close_first(registry: Registry, registration: Registration) -> tuple[Listed, ...]:
+        def close_first(registry: Registry, registration: Registration) -> Registered:
             one.discovery.close()
             return register(registry, registration)
 
@@ -249,32 +249,32 @@ def test_nothing_that_a_server_answers_ends_the_search(
         assert one.next_member()[0] == 0
 
 
-def test_an_observer_uses_the_instance_s_registration_and_leaves_it_there(
-    server: Rendezvous, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_an_observer_leaves_no_trace(
+    server: Rendezvous, monkeypatch: pytest.MonkeyPatch, is_registered: bool
 ) -> None:
+    """Not where its index is registered from elsewhere either."""
     monkeypatch.setattr(stun, "HEARTBEAT_INTERVAL", 0.02)
     server.put(0)
-    with looking(server.url):
-        server.wait_for("POST /heartbeat/c/1")
-        registered = dict(server.instances["c", "1"])
-        observer = Looking(server.url, is_observer=True)
-        asked = len(server.asked)
-        observer.start()
-        assert observer.next_member() == (0, ("10.0.0.9", 9998))
-        observer.discovery.on_peer_connected(0)
-        observer.discovery.close()
-        assert server.instances["c", "1"] == registered
-        assert not [each for each in server.asked[asked:] if each.startswith(("POST /r", "DEL"))]
-
-
-def test_an_observer_registers_where_nobody_is_and_leaves(server: Rendezvous) -> None:
-    server.put(0)
+    if is_registered:
+        server.put(1, address="10.0.0.8")
+    before = dict(server.instances)
     observer = Looking(server.url, is_observer=True)
     observer.start()
     assert observer.next_member() == (0, ("10.0.0.9", 9998))
-    assert server.instances["c", "1"]["port"] == 9001
+    assert "is not registered at" in observer.discovery.troubles()[2]
     observer.discovery.close()
-    server.wait_for("DELETE /instance/c/1")
+    assert server.instances == before
+    assert {each.split()[0] for each in server.asked} == {"GET"}
+
+
+def test_an_observer_with_a_wrong_key_says_so(server: Rendezvous) -> None:
+    with looking(server.url):
+        server.wait_for("POST /register-instance")
+        observer = Looking(server.url, is_observer=True, key="x" * 32)
+        observer.start()
+        wait_until(lambda: "refuses the key" in trouble_of(observer, 0))
+        observer.discovery.close()
 
 
 STALLS = ["silence", "headers", "body"]
