@@ -60,11 +60,15 @@ def remove(store: Store, instance_id: str) -> None:
 
 
 def fork_with_connections(url: str) -> None:
-    """Forks while the parent has connections, and threads of it use them; all of them write."""
+    """Forks while the parent has connections, and threads of it use them; all of them write.
+
+    With Redis no thread does: redis-py's locks are its own, and gunicorn forks before there are any.
+    """
     store = open_store(url)
     register(store, "parent")
     stopping = threading.Event()
-    busy = [threading.Thread(target=_keep_busy, args=(store, stopping)) for _ in range(2)]
+    count = 2 if url.startswith("sqlite") else 0
+    busy = [threading.Thread(target=_keep_busy, args=(store, stopping)) for _ in range(count)]
     for thread in busy:
         thread.start()
     children = [_fork(store, number) for number in range(CHILDREN)]
