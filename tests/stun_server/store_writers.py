@@ -62,10 +62,11 @@ def remove(store: Store, instance_id: str) -> None:
 def fork_with_connections(url: str) -> None:
     """Forks while the parent has connections, and threads of it use them; all of them write.
 
-    With Redis no thread does: redis-py's locks are its own, and gunicorn forks before there are any.
+    With Redis no thread does: redis-py's locks are its own. gunicorn forks before there are any.
     """
     store = open_store(url)
     register(store, "parent")
+    register(store, "busy")
     stopping = threading.Event()
     count = 2 if url.startswith("sqlite") else 0
     busy = [threading.Thread(target=_keep_busy, args=(store, stopping)) for _ in range(count)]
