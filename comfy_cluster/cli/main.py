@@ -285,9 +285,10 @@ def info() -> None:
 def doctor(seconds: float, is_json: bool) -> None:
     """Find out what keeps the instances from connecting.
 
-    Checks the settings of this environment, names, ports, buffers and servers. Then takes part in
-    the cluster as this instance for some seconds, so stop ComfyUI here first, and leave the others
-    running. Names the layer that fails and what to do. Exit code 1 if something fails.
+    Checks the settings of this environment, names, ports, buffers and servers. Then looks for the
+    others from this instance's place for some seconds, and takes no part in what they do: so stop
+    ComfyUI here first, and leave the others running. Names the layer that fails and what to do.
+    Exit code 1 if something fails.
     """
     from comfy_cluster.cli.doctor import run_doctor
 

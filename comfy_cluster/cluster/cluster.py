@@ -457,7 +457,7 @@ class Cluster:
         elif isinstance(event, PeerLost):
             self._discovery.on_peer_lost(event.peer)
         elif isinstance(event, StrangerHeard):
-            self._discovery.on_heard(event.peer, event.address)
+            self._discovery.on_heard(event.peer, event.address, is_observer=event.is_observer)
 
     def _wait_again(self) -> None:
         """Once the leader is lost, a follower waits for it as it did at first."""

@@ -35,8 +35,11 @@ class Discovery(Protocol):
     def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
         """Starts looking. DiscoveryError: it cannot even begin."""
 
-    def on_heard(self, peer: int, address: Address) -> None:
-        """`peer` says HELLO from an address that was not reported. Blocks for no time at all."""
+    def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
+        """`peer` says HELLO from an address that was not reported. Blocks for no time at all.
+
+        `is_observer`: one who only looks, in its place; he gives way to every member.
+        """
 
     def on_peer_connected(self, peer: int) -> None:
         """`peer` is reached: nobody needs to look for it any more."""

@@ -167,31 +167,25 @@ class Beacons:
         self._troubles.pop(beacon.instance_index, None)
         if beacon.instance_index == own.instance_index:
             return self._conflict_with(beacon, address, now)
-        if beacon.is_observer:
-            return self._on_observer(beacon.instance_index, address, now)
-        if beacon.instance_index in self._observed:
-            self._forget(beacon.instance_index)
-        return self.on_heard(beacon.instance_index, address, now)
-
-    def _on_observer(self, peer: int, address: Address, now: float) -> Found | None:
-        if peer in self._reported and peer not in self._observed:
-            return None
-        found = self.on_heard(peer, address, now)
-        if found is not None:
-            self._observed.add(peer)
-        return found
+        return self.on_heard(beacon.instance_index, address, now, is_observer=beacon.is_observer)
 
     def _forget(self, peer: int) -> None:
         self._reported.pop(peer, None)
         self._observed.discard(peer)
 
-    def on_heard(self, peer: int, address: Address, now: float) -> Found | None:
+    def on_heard(
+        self, peer: int, address: Address, now: float, *, is_observer: bool = False
+    ) -> Found | None:
         """`peer` says that it is there: by a beacon, or by a HELLO to the direct port.
 
         One that is connected stays where it is. One on several networks is heard at several
-        addresses: the first is tried for a while, then the next.
+        addresses: the first is tried for a while, then the next. An observer moves no member.
         """
         if peer in self._connected:
+            return None
+        if not is_observer and peer in self._observed:
+            self._forget(peer)
+        elif is_observer and self._is_of_member(peer, address):
             return None
         known = self._reported.get(peer)
         if known is not None and known[0] != address and now < known[1] + MOVING_DELAY:
@@ -203,8 +197,17 @@ class Beacons:
         for other in [each for each, (where, _) in self._reported.items() if where == address]:
             self._forget(other)
         self._reported[peer] = (address, now)
+        if is_observer:
+            self._observed.add(peer)
         self.announce_soon(now)
         return Found(peer, address)
+
+    def _is_of_member(self, peer: int, address: Address) -> bool:
+        """Whether the place of `peer`, or that address, is that of somebody who does not look."""
+        return any(
+            each not in self._observed and (each == peer or where == address)
+            for each, (where, _) in self._reported.items()
+        )
 
     def troubles(self) -> dict[int, str]:
         """By peer: why the one that was heard cannot be part of this cluster, for people."""

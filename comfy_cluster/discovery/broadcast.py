@@ -22,7 +22,12 @@ from comfy_cluster import identity
 from comfy_cluster.config import ClusterConfig
 from comfy_cluster.discovery.base import Address, FailureListener, MemberListener, address_text
 from comfy_cluster.discovery.beacons import Beacons, Conflict, Found, Identity
-from comfy_cluster.discovery.interfaces import Interface, broadcast_interfaces, loopback_interface
+from comfy_cluster.discovery.interfaces import (
+    Interface,
+    broadcast_interfaces,
+    is_bsd,
+    loopback_interface,
+)
 from comfy_cluster.discovery.static import resolve_ipv4
 from comfy_cluster.errors import ConfigError, DiscoveryError
 from comfy_cluster.wire import LARGEST_BEACON
@@ -79,10 +84,11 @@ class BroadcastDiscovery:
         )
         self._thread.start()
 
-    def on_heard(self, peer: int, address: Address) -> None:
+    def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         if self._is_usable(address[0]):
             with self._lock:
-                found = self._beacons.on_heard(peer, address, time.monotonic())
+                now = time.monotonic()
+                found = self._beacons.on_heard(peer, address, now, is_observer=is_observer)
             self._act_on(found)
 
     def on_peer_connected(self, peer: int) -> None:
@@ -276,7 +282,7 @@ def open_broadcast_socket(port: int, loopback: Interface | None = None) -> socke
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sys.platform == "darwin" or "bsd" in sys.platform:
+        if is_bsd(sys.platform):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setblocking(False)
         sock.bind(("", port))
@@ -289,19 +295,20 @@ def open_broadcast_socket(port: int, loopback: Interface | None = None) -> socke
             value=str(port),
         ) from error
     if loopback is not None and loopback.is_multicast:
-        _join(sock, loopback)
+        join_group(sock, loopback)
     return sock
 
 
-def _join(sock: socket.socket, interface: Interface) -> None:
+def join_group(sock: socket.socket, interface: Interface) -> None:
     """Hears and sends to the group of `interface`, there and nowhere else."""
     own = socket.inet_aton(interface.address)
     try:
         group = socket.inet_aton(interface.broadcast)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + own)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)  # RFC 1112 section 6.1
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+        # One byte each: OpenBSD takes no other size. RFC 1112 section 6.1.
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, bytes([0]))
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, bytes([1]))
     except OSError as error:
         sock.close()
         raise ConfigError(

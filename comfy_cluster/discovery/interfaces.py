@@ -36,12 +36,17 @@ class Interface:
         return f"{self.name} ({self.address})"
 
 
+def is_bsd(platform: str) -> bool:
+    """Or macOS, whose network is one's."""
+    return "bsd" in platform or platform.startswith(("darwin", "dragonfly"))
+
+
 def loopback_interface(platform: str = sys.platform) -> Interface:
     """How all instances of this machine are reached at once.
 
     By a broadcast where loopback can: the BSDs' and macOS' lo0 has no IFF_BROADCAST, but multicast.
     """
-    has_broadcast = platform != "darwin" and "bsd" not in platform
+    has_broadcast = not is_bsd(platform)
     destination = LOOPBACK_BROADCAST if has_broadcast else LOOPBACK_GROUP
     return Interface("loopback", "127.0.0.1", destination)
 

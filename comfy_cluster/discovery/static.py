@@ -92,7 +92,7 @@ class StaticDiscovery:
             )
             self._thread.start()
 
-    def on_heard(self, peer: int, address: Address) -> None:
+    def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         """Only the list says where instances are."""
 
     def on_peer_connected(self, peer: int) -> None:

@@ -100,6 +100,7 @@ class StunDiscovery:
         self._servers: list[_Server] = []
         self._connected: set[int] = set()
         self._reported: dict[int, Address] = {}
+        self._observed: set[int] = set()  # of these, those at which an observer was heard
         self._unresolved: dict[int, str] = {}
         self._on_member: MemberListener = _ignore
         self._on_failure: FailureListener = _ignore
@@ -117,16 +118,27 @@ class StunDiscovery:
             )
             server.thread.start()
 
-    def on_heard(self, peer: int, address: Address) -> None:
+    def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         with self._changed:
-            if peer in self._connected or self._reported.get(peer) == address:
+            if is_observer and self._is_of_member(peer, address):
                 return
-            self._note(peer, address)
-        self._tell(peer, address)
+            is_news = self._note(peer, address)
+            if is_news and is_observer:
+                self._observed.add(peer)
+        if is_news:
+            self._tell(peer, address)
+
+    def _is_of_member(self, peer: int, address: Address) -> bool:
+        """Whether the place of `peer`, or that address, is that of somebody who does not look."""
+        return any(
+            each not in self._observed and (each == peer or where == address)
+            for each, where in self._reported.items()
+        )
 
     def on_peer_connected(self, peer: int) -> None:
         with self._changed:
             self._connected.add(peer)
+            self._observed.discard(peer)
 
     def on_peer_lost(self, peer: int) -> None:
         with self._changed:
@@ -361,11 +373,21 @@ class StunDiscovery:
         count, own = self._config.instance_count, self._config.instance_index
         peers = {each.instance_index: each for each in listed if each.instance_index != own}
         with self._changed:
+            before = set(server.listed)
             server.listed = {index: each for index, each in peers.items() if index < count}
+            self._forget(before.difference(*(each.listed for each in self._servers)))
             missing = server.listed.keys() - self._connected
             wanted = [server.listed[index] for index in sorted(missing)]
         for each in wanted:
             self._look_up(each)
+
+    def _forget(self, unlisted: set[int]) -> None:
+        """They are gone, or are reported anew once they are back: others may look in their place.
+
+        An observer is in no list.
+        """
+        for peer in unlisted - self._connected - self._observed:
+            self._reported.pop(peer, None)
 
     def _look_up(self, listed: Listed) -> None:
         peer = listed.instance_index
@@ -379,16 +401,24 @@ class StunDiscovery:
             return
         with self._changed:
             self._unresolved.pop(peer, None)
-            if self._reported.get(peer) == address or peer in self._connected:
-                return
-            self._note(peer, address)
-        self._tell(peer, address)
+            is_news = self._note(peer, address)
+        if is_news:
+            self._tell(peer, address)
 
-    def _note(self, peer: int, address: Address) -> None:
-        """Whoever was reported there before has it no more, and is reported again when listed."""
+    def _note(self, peer: int, address: Address) -> bool:
+        """Whether it is to be reported: where nobody looks any more, if an observer did.
+
+        Whoever was reported there before has it no more, and is reported again when listed.
+        """
+        if peer in self._connected:
+            return False
+        self._observed.discard(peer)
+        if self._reported.get(peer) == address:
+            return False
         for other in [each for each, where in self._reported.items() if where == address]:
             del self._reported[other]
         self._reported[peer] = address
+        return True
 
     def _tell(self, peer: int, address: Address) -> None:
         logger.debug("= instance %d is at %s", peer, address_text(address))

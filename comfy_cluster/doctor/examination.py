@@ -1,7 +1,7 @@
 """The order of the checks: from the settings up to the peers, and what each result allows.
 
 A wrong setting ends it. A port that is taken leaves what can be seen without it. Else the doctor
-takes part in the cluster as this instance for some seconds.
+looks for the others from this instance's place for some seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Takes part in the cluster as this instance, for some seconds, and tells what it saw.
+"""Looks at the cluster from this instance's place, for some seconds, and tells what it saw.
 
-It only looks: the others answer it and count it as no member, so they wait for nothing from it and
-give it no work. Where the instance itself runs, that one is undisturbed.
+The others answer it and count it as no member, so they wait for nothing from it and give it no
+work. Where the instance itself runs, that one is undisturbed.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class Participation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._discovery.stop_soon()
+        self._transport.close()  # the peers are told first, whatever a server does
         self._discovery.close()
-        self._transport.close()
 
     @property
     def failure(self) -> ClusterError | None:
@@ -140,7 +141,7 @@ class Participation:
         elif isinstance(event, PeerLost):
             self._discovery.on_peer_lost(event.peer)
         elif isinstance(event, StrangerHeard):
-            self._discovery.on_heard(event.peer, event.address)
+            self._discovery.on_heard(event.peer, event.address, is_observer=event.is_observer)
 
 
 def probe_all(addresses: Mapping[int, Address]) -> dict[int, Reachability]:

@@ -238,7 +238,7 @@ class Connections:
         if announce.is_observer and known is not None and known.handshake.is_heard:
             return  # somebody is there, and an observer takes nobody's place
         if not refusal:
-            self._emit(events.StrangerHeard(index, address))
+            self._emit(events.StrangerHeard(index, address, announce.is_observer))
             return
         is_new = (index, refusal) not in self._refused_strangers
         if is_new and len(self._refused_strangers) < LARGEST_REFUSALS:

@@ -46,6 +46,8 @@ class StrangerHeard:
 
     peer: int
     address: tuple[str, int]
+    is_observer: bool = False
+    """It only looks, in the place of `peer`."""
 
 
 @dataclass(frozen=True, slots=True)

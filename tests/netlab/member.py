@@ -38,7 +38,7 @@ def main() -> None:
             tell("lost", peer=event.peer)
             discovery.on_peer_lost(event.peer)
         elif isinstance(event, StrangerHeard):
-            discovery.on_heard(event.peer, event.address)
+            discovery.on_heard(event.peer, event.address, is_observer=event.is_observer)
         elif isinstance(event, PeerRefused):
             tell("refused", peer=event.peer, reason=event.reason)
 

@@ -327,8 +327,9 @@ class FakeDiscovery:
         for peer in self.peers:
             on_member(peer, ("127.0.0.1", 9000 + peer))
 
-    def on_heard(self, peer: int, address: Address) -> None:
-        self.calls.append((f"heard at {address[0]}", peer))
+    def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
+        who = "observer heard" if is_observer else "heard"
+        self.calls.append((f"{who} at {address[0]}", peer))
 
     def on_peer_connected(self, peer: int) -> None:
         self.calls.append(("connected", peer))

@@ -176,7 +176,10 @@ def test_what_discovery_cannot_get_over_ends_the_instance() -> None:
 def test_strangers_are_the_business_of_discovery() -> None:
     with FakeClusters(2) as joined:
         joined.network.transports[0].report(StrangerHeard(1, ("10.0.0.9", 1)))
-        assert joined.discoveries[0].calls == [("heard at 10.0.0.9", 1)]
+        looking = StrangerHeard(1, ("10.0.0.8", 1), is_observer=True)
+        joined.network.transports[0].report(looking)
+        calls = [("heard at 10.0.0.9", 1), ("observer heard at 10.0.0.8", 1)]
+        assert joined.discoveries[0].calls == calls
 
 
 def test_closing_wakes_who_waits_for_the_others() -> None:

@@ -98,6 +98,12 @@ class Rendezvous:
             }
             self._note_change()
 
+    def remove(self, index: int, *, cluster_id: str = "c") -> None:
+        """An instance leaves, or is silent for too long."""
+        with self.changed:
+            del self.instances[cluster_id, str(index)]
+            self._note_change()
+
     def wait_for(self, text: str, *, count: int = 1, timeout: float = 20.0) -> None:
         """Until so many requests began so."""
         with self.changed:

@@ -84,9 +84,10 @@ class Lan:
         if isinstance(meaning, Found):
             self.found[name, meaning.peer] = self.now
             # The HELLO that follows: by it the one that was found finds the finder.
-            finder = self.hosts[name]._identity.instance_index
+            own = self.hosts[name]._identity
+            finder = own.instance_index
             if (other := self.hosts.get(meaning.address[0])) is not None:
-                back = other.on_heard(finder, (name, PORT), self.now)
+                back = other.on_heard(finder, (name, PORT), self.now, is_observer=own.is_observer)
                 if back is not None:
                     self.found[meaning.address[0], finder] = self.now
         elif isinstance(meaning, Conflict):
@@ -309,3 +310,19 @@ def test_an_observer_takes_no_address_and_gives_its_own_up_at_once() -> None:
     assert heard(beacons, identity(1), at="10.0.0.3", now=9.1) == Found(1, ("10.0.0.3", PORT))
     beacons.on_connected(1)
     assert heard(beacons, looking, at="10.0.0.8", now=20.0) is None
+
+
+def test_an_observer_s_hello_moves_no_member_and_takes_no_member_s_address() -> None:
+    beacons = Beacons(identity(0), 0.0)
+    there, looking = ("10.0.0.2", PORT), ("10.0.0.7", PORT)
+    assert beacons.on_heard(1, there, 1.0) == Found(1, there)
+    for peer, address in ((1, looking), (2, there)):
+        assert beacons.on_heard(peer, address, 9.0, is_observer=True) is None
+
+
+def test_an_observer_found_by_its_hello_gives_its_place_up_at_once() -> None:
+    beacons = Beacons(identity(0), 0.0)
+    looking = ("10.0.0.7", PORT)
+    assert beacons.on_heard(1, looking, 1.0, is_observer=True) == Found(1, looking)
+    found = heard(beacons, identity(1), at="10.0.0.2", now=1.1)
+    assert found == Found(1, ("10.0.0.2", PORT))

@@ -12,7 +12,7 @@ import pytest
 
 from comfy_cluster.config import ClusterConfig, RegistrationMode, Role
 from comfy_cluster.discovery import Address, MemberListener
-from comfy_cluster.discovery.broadcast import BroadcastDiscovery, open_broadcast_socket
+from comfy_cluster.discovery.broadcast import BroadcastDiscovery, join_group, open_broadcast_socket
 from comfy_cluster.discovery.interfaces import LOOPBACK_GROUP, Interface, loopback_interface
 from comfy_cluster.errors import ConfigError, DiscoveryError
 from tests.integration.clusters import free_ports
@@ -67,6 +67,19 @@ def test_the_group_is_of_this_machine() -> None:
             for each in sockets
         ]
     assert options == [0] * COUNT and ways == ["127.0.0.1"] * COUNT
+
+
+def test_the_options_of_the_group_have_the_one_size_that_every_system_takes() -> None:
+    options: dict[int, object] = {}
+
+    class Recording(socket.socket):
+        def setsockopt(self, level: int, name: int, value: object) -> None:  # type: ignore[override]
+            options[name] = value
+
+    with Recording(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        join_group(sock, loopback_interface("openbsd7"))
+    assert options[socket.IP_MULTICAST_TTL] == b"\0"
+    assert options[socket.IP_MULTICAST_LOOP] == b"\1"
 
 
 def test_instances_of_one_machine_find_each_other(way: Interface) -> None:

@@ -86,6 +86,7 @@ def test_networks_are_broadcast_to_and_tunnels_and_loopback_are_not(
         ("darwin", LOOPBACK_GROUP),
         ("freebsd14", LOOPBACK_GROUP),
         ("openbsd7", LOOPBACK_GROUP),
+        ("dragonfly6", LOOPBACK_GROUP),
     ],
 )
 def test_loopback_is_broadcast_to_where_it_can_be(platform: str, destination: str) -> None:

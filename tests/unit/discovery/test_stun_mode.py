@@ -165,6 +165,46 @@ def test_who_is_heard_is_reported_once(server: Rendezvous) -> None:
         assert one.members.empty()
 
 
+LOOKING = ("10.0.0.5", 9)  # where one who looks says HELLO
+
+
+def test_an_observer_is_told_until_the_member_is_there(server: Rendezvous) -> None:
+    with looking(server.url) as one:
+        one.discovery.on_heard(2, LOOKING, is_observer=True)
+        assert one.next_member() == (2, LOOKING)
+        server.put(2)
+        assert one.next_member() == (2, ("10.0.0.9", 9998))
+        one.discovery.on_heard(2, LOOKING, is_observer=True)
+        assert one.members.empty()
+
+
+def test_an_observer_moves_no_member_and_takes_no_member_s_address(server: Rendezvous) -> None:
+    server.put(0)
+    with looking(server.url) as one:
+        assert one.next_member() == (0, ("10.0.0.9", 9998))
+        one.discovery.on_heard(0, LOOKING, is_observer=True)
+        one.discovery.on_heard(2, ("10.0.0.9", 9998), is_observer=True)
+        assert one.members.empty()
+        one.discovery.on_heard(2, LOOKING)
+        assert one.next_member() == (2, LOOKING)
+        one.discovery.on_heard(2, ("10.0.0.6", 9), is_observer=True)
+        assert one.members.empty()
+
+
+def test_an_observer_is_told_in_the_place_of_a_member_that_is_listed_no_more(
+    server: Rendezvous,
+) -> None:
+    server.put(0)
+    with looking(server.url) as one:
+        one.next_member()
+        server.remove(0)
+        wait_until(lambda: "is not registered" in trouble_of(one, 0))
+        one.discovery.on_heard(0, LOOKING, is_observer=True)
+        assert one.next_member() == (0, LOOKING)
+        server.put(0)
+        assert one.next_member() == (0, ("10.0.0.9", 9998))
+
+
 def test_a_lost_peer_is_looked_for_at_its_new_address(server: Rendezvous) -> None:
     server.put(0)
     with looking(server.url) as one:

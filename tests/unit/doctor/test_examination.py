@@ -51,7 +51,7 @@ def instance(environ: dict[str, str]) -> Iterator[Transport]:
 
     def on_event(event: object) -> None:
         if isinstance(event, StrangerHeard):
-            discovery.on_heard(event.peer, event.address)
+            discovery.on_heard(event.peer, event.address, is_observer=event.is_observer)
 
     transport.add_peer_listener(on_event)
     transport.start()

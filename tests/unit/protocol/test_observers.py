@@ -16,7 +16,7 @@ from comfy_cluster.protocol import (
     PeerLost,
     StrangerHeard,
 )
-from comfy_cluster.wire import Announce, Message, MessageType
+from comfy_cluster.wire import Announce, InstanceRole, Message, MessageType
 from tests.unit.protocol.fake_engine import address_of
 from tests.unit.protocol.world import World
 
@@ -166,9 +166,18 @@ def test_observers_are_counted_apart(watched: World) -> None:
 
 
 def test_an_observer_elsewhere_is_nobody_while_the_member_is_heard() -> None:
+    """And it is told as what it is where nobody is heard."""
+    world = World()
+    stranger = ("10.9.9.9", 9)
+    world.kill(1)
+    for is_observer in (True, False):
+        hello = hello_of(world, is_observer=is_observer)
+        world.endpoints[0]._connections.on_hello(stranger, hello, world.now)
+    world.run_for(0.1)
+    told = world.seen(0, StrangerHeard)
+    assert told == [StrangerHeard(1, stranger, is_observer=each) for each in (True, False)]
     world = World()
     world.connect()
-    stranger = ("10.9.9.9", 9)
     for is_observer, heard in ((True, []), (False, [stranger])):
         hello = hello_of(world, is_observer=is_observer)
         world.endpoints[0]._connections.on_hello(stranger, hello, world.now)
@@ -178,12 +187,12 @@ def test_an_observer_elsewhere_is_nobody_while_the_member_is_heard() -> None:
 
 
 def hello_of(world: World, *, is_observer: bool) -> bytes:
-    ours = world.endpoints[1].settings
+    ours = world.endpoints[0].settings
     announce = Announce(
         cluster_id=ours.cluster_id,
         instance_index=1,
         instance_count=ours.instance_count,
-        role=ours.own_role,
+        role=InstanceRole.FOLLOWER,
         boot_id=99,
         session_id=7,
         is_observer=is_observer,
