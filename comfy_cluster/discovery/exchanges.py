@@ -5,29 +5,39 @@ holds its caller for ever, and a body is read however large it is. Used by `regi
 
 How it works: each connection keeps a second descriptor of its socket. When the time is over, or
 somebody interrupts, the socket is shut down by that one, wherever the exchange is: in the TLS
-handshake, the headers or the body. What cannot be interrupted is the resolver of the system while
-it looks a name up; it gives up by itself.
+handshake, the headers or the body. While it connects it looks up now and then whether that is so.
+What cannot be interrupted is the resolver of the system while it looks a name up; it gives up by
+itself. Of SOCKS proxies nothing here is bounded but each read and each connect: their connections
+are of a kind of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
+import os
 import socket
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
+from urllib3.util.wait import wait_for_write
 
-CONNECT_TIMEOUT = 3.05  # seconds; a little more than TCP's first retransmission
+CONNECT_TIMEOUT = 3.05  # seconds for one address; a little more than TCP's first retransmission
+_LOOK_INTERVAL = 0.05  # seconds between two looks at whether the exchange is over
+_CONNECTING = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 LARGEST_ANSWER = 4 << 20  # bytes; the list of 4,096 instances has some 600 KB
 _PIECE = 1 << 16  # bytes read at a time
 
@@ -140,8 +150,11 @@ class _Sockets:
                 raise requests.Timeout("interrupted")
         timer = threading.Timer(timeout, self._end, (number,))
         timer.daemon = True
-        with contextlib.suppress(RuntimeError):  # the interpreter ends, and this with it
+        try:
             timer.start()
+        except RuntimeError as error:
+            if threading.main_thread().is_alive():  # else the interpreter ends, and this with it
+                raise requests.ConnectionError(error) from error
         try:
             yield number
         finally:
@@ -162,6 +175,48 @@ class _Sockets:
             self._over = number
             for each in self._open | self._retired:
                 _shut_down(each)
+
+    def connect(
+        self,
+        hostname: str,
+        port: int,
+        *,
+        timeout: float,
+        options: Iterable[tuple[int, int, int | bytes]],
+    ) -> socket.socket:
+        """`timeout`: for each address of the name. OSError, UnicodeError: none is reached."""
+        families = allowed_gai_family()
+        failure = OSError("no address")
+        found = socket.getaddrinfo(hostname.strip("[]"), port, families, socket.SOCK_STREAM)
+        for family, kind, protocol, _, place in found:
+            if self.is_over(self._number):
+                break
+            with contextlib.ExitStack() as opened:
+                try:
+                    sock = opened.enter_context(socket.socket(family, kind, protocol))
+                    for option in options:
+                        sock.setsockopt(*option)
+                    self._reach(sock, place, timeout)
+                    sock.settimeout(timeout)
+                except OSError as error:
+                    failure = error
+                else:
+                    opened.pop_all()
+                    return sock
+        raise failure
+
+    def _reach(self, sock: socket.socket, place: Any, timeout: float) -> None:
+        sock.setblocking(False)
+        code = sock.connect_ex(place)
+        until = time.monotonic() + timeout
+        while code in _CONNECTING:
+            left = until - time.monotonic()
+            if left <= 0 or self.is_over(self._number):
+                raise TimeoutError("timed out")
+            if wait_for_write(sock, min(left, _LOOK_INTERVAL)):
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def add(self, second: socket.socket) -> None:
         with self._lock:
@@ -214,7 +269,16 @@ def _pool_classes(sockets: _Sockets) -> dict[str, type[HTTPConnectionPool]]:
         _second: socket.socket | None = None
 
         def _new_conn(self) -> socket.socket:
-            sock = super()._new_conn()
+            """As urllib3's own, which gives each address of a name its full time."""
+            timeout = cast(float, self.timeout)  # requests gives one
+            try:
+                sock = sockets.connect(
+                    self._dns_host, self.port, timeout=timeout, options=self.socket_options or ()
+                )
+            except TimeoutError as error:
+                raise ConnectTimeoutError(self, f"no connection in {timeout:g} s") from error
+            except (OSError, UnicodeError) as error:
+                raise NewConnectionError(self, f"no connection: {error}") from error
             self._second = sock.dup()
             sockets.add(self._second)
             return sock

@@ -36,9 +36,8 @@ logger = logging.getLogger("comfy_cluster.discovery")
 
 T = TypeVar("T")
 
-ANSWER_TIMEOUT = (
-    10.0  # seconds for all of an answer, beyond those that the server was asked to wait
-)
+# Seconds for all of an answer, beyond those that the server was asked to wait.
+ANSWER_TIMEOUT = 10.0
 LARGEST_WAIT = 25.0  # seconds that a server is asked to hold a list until it changes
 CLOCK_TOLERANCE = 30.0  # seconds; the Date header and the way here make up for less
 _KEY_HEADER = "X-Cluster-Key"
@@ -146,9 +145,8 @@ class Registry:
         IndexTaken: a later run of the instance has. IndexHeld: another one may live elsewhere.
         """
         self._boot_id = registration.boot_id
-        self._is_old = (
-            False  # servers are updated, and a proxy in front may have had none behind it
-        )
+        # Servers are updated, and a proxy in front may have had none behind it.
+        self._is_old = False
         try:
             return self._either(
                 lambda: self._register(registration), lambda: self._register_old(registration)
@@ -318,10 +316,11 @@ class Registry:
         told, refusal = _told(answer), _object(answer)
         code = refusal.get("code")
         if 300 <= status < 400:
-            target = ascii(answer.headers.get("Location", ""))[:200]
+            route = answer.url.removeprefix(self.url)
+            target = answer.headers.get("Location", "nowhere").partition("?")[0]
             raise RegistrationRefused(
-                f"{self.url} redirects to {target}: set COMFY_CLUSTER_STUN_SERVER to where the "
-                "rendezvous server is"
+                f"{self.url} redirects to {ascii(target.removesuffix(route))[:200]}: set "
+                "COMFY_CLUSTER_STUN_SERVER to that, if the rendezvous server is there"
             )
         if code == _FULL:
             raise RegistrationRefused(f"{self.url}: {told}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import gzip
 import socket
-import threading
 from collections.abc import Iterator
 from email.utils import format_datetime
 
@@ -13,7 +11,6 @@ import pytest
 
 from comfy_cluster.config import Role
 from comfy_cluster.discovery import registry
-from comfy_cluster.discovery.exchanges import LARGEST_ANSWER
 from comfy_cluster.discovery.registry import (
     IndexTaken,
     Listed,
@@ -22,7 +19,7 @@ from comfy_cluster.discovery.registry import (
     Registry,
 )
 from comfy_cluster.errors import RegistrationRefused, RegistryUnavailable
-from tests.unit.discovery.rendezvous import Rendezvous, dripping_tls_server, silent_server
+from tests.unit.discovery.rendezvous import Rendezvous, silent_server
 
 KEY = "k" * 32
 OWN = Registration("c", 2, "10.0.0.3", 9998, Role.FOLLOWER, boot_id="b1")
@@ -123,32 +120,6 @@ def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         client(url).register(OWN)
 
 
-@pytest.mark.parametrize("how", ["silence", "headers", "body"])
-def test_an_answer_that_never_ends_has_its_time(
-    server: Rendezvous, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    """Each byte comes in time; all of them never."""
-    monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.2)
-    asking = client(server.url)
-    server.stalling = how
-    with pytest.raises(RegistryUnavailable, match="does not answer in time"):
-        asking.instances()
-    asking.leave(2, timeout=0.2)
-    server.stalling = None
-    server.put(0)
-    listing = asking.instances()
-    assert listing is not None and len(listing.instances) == 1
-
-
-def test_a_tls_handshake_that_never_ends_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "ANSWER_TIMEOUT", 0.2)
-    with (
-        dripping_tls_server() as url,
-        pytest.raises(RegistryUnavailable, match="does not answer in time"),
-    ):
-        client(url).instances()
-
-
 def test_an_answer_that_is_too_large_is_not_read_to_its_end(server: Rendezvous) -> None:
     server.stalling = "endless"
     with pytest.raises(RegistryUnavailable) as info:
@@ -158,51 +129,10 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end(server: Rendezvous) 
     assert "COMFY_CLUSTER_STUN_SERVER" in text
 
 
-def test_a_large_answer_that_tells_its_size_is_not_read_either(server: Rendezvous) -> None:
-    server.raw_answer = b" " * (LARGEST_ANSWER + 1)
-    with pytest.raises(RegistryUnavailable, match="more than 4 MiB"):
-        client(server.url).register(OWN)
-    server.raw_answer = b" " * (LARGEST_ANSWER - 2) + b"{}"
-    assert client(server.url).register(OWN).instances == ()
-
-
-def test_what_is_packed_stays_packed(server: Rendezvous) -> None:
-    server.raw_answer = gzip.compress(bytes(1 << 20))
-    server.headers["Content-Encoding"] = "gzip"
-    with pytest.raises(RegistrationRefused, match="does not answer with JSON"):
-        client(server.url).instances()
-
-
 def test_json_without_a_bottom_is_no_json(server: Rendezvous) -> None:
     server.raw_answer = b"[" * 100_000
     with pytest.raises(RegistrationRefused, match="does not answer with JSON"):
         client(server.url).instances()
-
-
-def test_whoever_is_interrupted_asks_no_more(server: Rendezvous) -> None:
-    asking = client(server.url)
-    server.stalling = "silence"
-
-    def interrupt() -> None:
-        server.wait_for("GET /v1/clusters/c")
-        asking.interrupt()
-
-    asked = threading.Thread(target=interrupt)
-    asked.start()
-    for _ in range(2):
-        with pytest.raises(RegistryUnavailable, match="does not answer in time"):
-            asking.instances()
-    asked.join()
-    assert len(server.asked) == 1
-
-
-def test_one_connection_serves_all_questions(server: Rendezvous) -> None:
-    asking = client(server.url)
-    for _ in range(5):
-        asking.register(OWN)
-        asking.instances()
-    asking.close()
-    assert server.connection_count == 1
 
 
 def test_no_tls(server: Rendezvous) -> None:
@@ -258,23 +188,16 @@ def test_clocks_that_differ_are_told_once(
     assert sum("clock of this machine" in each.message for each in caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    "target", ["http://[::1", "http://\xff\xfe/", "https://elsewhere.example/x"]
-)
-def test_a_redirect_is_told_and_not_followed(server: Rendezvous, target: str) -> None:
+def test_a_redirect_says_what_to_set(server: Rendezvous) -> None:
     server.failing = (302, {})
-    server.headers["Location"] = target
-    with pytest.raises(RegistrationRefused, match=r"redirects to .*COMFY_CLUSTER_STUN_SERVER"):
-        client(server.url).instances()
-
-
-def test_the_body_of_a_redirect_is_bounded_and_stays_packed(server: Rendezvous) -> None:
-    server.failing = (302, {})
-    server.headers["Location"] = "https://elsewhere.example"
-    server.raw_answer = b" " * (LARGEST_ANSWER + 1)
-    with pytest.raises(RegistryUnavailable, match="more than 4 MiB"):
-        client(server.url).instances()
-    server.raw_answer = gzip.compress(bytes(1 << 20))
-    server.headers["Content-Encoding"] = "gzip"
-    with pytest.raises(RegistrationRefused, match="redirects"):
-        client(server.url).instances()
+    for target, shown in (
+        ("https://elsewhere.example/x/v1/clusters/c?a=b", "'https://elsewhere.example/x'"),
+        ("http://[::1", r"'http://[::1'"),
+        ("http://\xff\x1b/", r"'http://\xff\x1b/'"),
+        ("http://long/" + "x" * 5_000, "'http://long/" + "x" * 187),
+    ):
+        server.headers["Location"] = target
+        with pytest.raises(RegistrationRefused) as info:
+            client(server.url).instances()
+        expected = f"{server.url} redirects to {shown}: set COMFY_CLUSTER_STUN_SERVER to that"
+        assert str(info.value).startswith(expected)
