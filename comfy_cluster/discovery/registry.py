@@ -49,11 +49,17 @@ _NO_ROUTE = (404, 405, 501)
 _NOT_REGISTERED = "not_registered"
 _FULL = "full"
 _HELD = "instance_held"
+_NO_CLUSTER = "no instance has registered it there yet"
 _ERROR_NUMBER = re.compile(r"^\[Errno -?\d+\] ")
 
 
 class NotRegistered(DiscoveryError):
     """The server does not know this instance any more: its time ran out, or the server lost it."""
+
+
+class KeyRefused(RegistrationRefused):
+    """The key is wrong. Or, where instances are asked for, nobody has registered the cluster yet:
+    a server need not tell which."""
 
 
 class IndexTaken(RegistrationRefused):
@@ -185,12 +191,22 @@ class Registry:
         return Registered(tuple(_listed(_json(self._ask("POST", "/register-instance", json=body)))))
 
     def instances(self, revision: str = "", *, wait: float = 0.0) -> Listing | None:
-        """The instances that are there; None: after `wait` seconds they are those of `revision`."""
+        """The instances that are there; None: after `wait` seconds they are those of `revision`.
+
+        NotRegistered: nobody has registered the cluster. KeyRefused: perhaps neither.
+        """
         cluster = quote(self._cluster_id, safe="")
-        return self._either(
-            lambda: self._instances(f"/v1/clusters/{cluster}", revision, wait),
-            lambda: self._instances(f"/instances/{cluster}", revision, wait),
-        )
+        try:
+            return self._either(
+                lambda: self._instances(f"/v1/clusters/{cluster}", revision, wait),
+                lambda: self._instances(f"/instances/{cluster}", revision, wait),
+            )
+        except NotRegistered as error:
+            error.args = (f"{self.url} knows no cluster {self._cluster_id!r}: {_NO_CLUSTER}",)
+            raise
+        except KeyRefused as error:
+            error.args = (f"{error}; or {_NO_CLUSTER}",)
+            raise
 
     def _instances(self, path: str, revision: str, wait: float) -> Listing | None:
         can_wait = bool(revision) and wait > 0
@@ -326,7 +342,7 @@ class Registry:
             raise RegistrationRefused(f"{self.url}: {told}")
         is_key = status in (requests.codes.unauthorized, requests.codes.forbidden)
         if is_key and _is_json(answer):
-            raise RegistrationRefused(
+            raise KeyRefused(
                 f"{self.url} refuses the key of cluster {self._cluster_id!r} ({told}): "
                 "COMFY_CLUSTER_KEY must be the one that the cluster was first registered with"
             )

@@ -23,7 +23,7 @@ from comfy_cluster.doctor.names import LookedUp, check_names, look_up
 from comfy_cluster.doctor.participation import Participation, Seen, probe_all
 from comfy_cluster.doctor.peers import Path, check_peer, check_silence, is_settled
 from comfy_cluster.doctor.ports import check_broadcast_port, check_port
-from comfy_cluster.doctor.servers import check_servers
+from comfy_cluster.doctor.servers import check_servers, is_held
 from comfy_cluster.errors import ClusterError, ConfigError
 from comfy_cluster.transport.peer_info import Address, PeerInfo
 from comfy_cluster.transport.reachability import Reachability
@@ -94,6 +94,8 @@ def _take_part(config: ClusterConfig, seconds: float) -> tuple[list[Finding], in
         if probed:  # that took seconds, in which somebody may have come
             everything = participation.wait(0, until=lambda _: True)
         findings = check_servers(config)
+        if is_held(findings):  # which is why they say nothing
+            everything = [each for each in everything if each.is_reached or not each.needs_probe]
         if participation.failure is not None:
             return [*findings, _own_failure(participation.failure)], _count(everything)
     for each in everything:

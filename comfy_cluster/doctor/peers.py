@@ -252,6 +252,11 @@ def _silent(seen: Seen, config: ClusterConfig) -> Finding:
     if config.registration_mode is RegistrationMode.BROADCAST:
         text = f"its announcements arrive, and nothing comes from {_where(seen)}{lost}"
         return failure(Layer.FIREWALL, _subject(seen), text, advice=rules)
+    if config.registration_mode is RegistrationMode.STUN:
+        rules.append(
+            "the server tells the others of instances, not of the doctor: where a firewall there "
+            "lets only answers in, the instance itself may connect"
+        )
     return failure(
         Layer.NETWORK,
         _subject(seen),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 from comfy_cluster.config import ClusterConfig, SharedMemory
@@ -182,6 +183,36 @@ def test_a_server_with_the_right_key_and_with_a_wrong_one() -> None:
     assert of_layer(well, Layer.SERVER)[0].text.endswith("registered: 1")
     assert wrong.has_failed
     assert "refuses the key" in of_layer(wrong, Layer.SERVER)[0].text
+
+
+def test_with_a_server_both_sides_see_what_passes_and_nothing_is_registered() -> None:
+    ports = free_ports(2)
+    with Rendezvous() as server, instance(stun_environment(1, server, ports[1])) as other:
+        server.wait_for("POST /register-instance")
+        registered = dict(server.instances)
+        report = examine(stun_environment(0, server, ports[0]), seconds=LONG)
+        assert server.instances == registered
+        assert other.stats()["observers_connected"] == 1
+    assert not report.has_failed, report.to_json()
+    assert "UDP passes both ways" in of_layer(report, Layer.PEER)[0].text
+
+
+def test_an_instance_that_runs_elsewhere_is_this_instance_s_own_failure() -> None:
+    """The others say nothing to whoever looks in its place: that is no fault of theirs."""
+    ports = free_ports(3)
+    with Rendezvous() as server, contextlib.ExitStack() as stack:
+        leader, _ = (
+            stack.enter_context(instance(stun_environment(index, server, ports[index])))
+            for index in range(2)
+        )
+        deadline = time.monotonic() + LONG
+        while leader.stats()["connections_made"] == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        report = examine(stun_environment(1, server, ports[2]), seconds=SHORT)
+    (finding,) = [each for each in report.findings if each.state is State.FAILURE]
+    assert (finding.layer, finding.subject) == (Layer.DISCOVERY, "this instance")
+    assert f"instance 1 is registered from 127.0.0.1:{ports[1]}" in finding.text
 
 
 def test_json_has_all_of_it() -> None:

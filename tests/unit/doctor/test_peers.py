@@ -52,6 +52,20 @@ def test_a_connected_peer_is_told_with_its_numbers() -> None:
     )
 
 
+def test_a_server_tells_nobody_of_the_doctor() -> None:
+    """So a firewall that lets only answers in keeps it out, and not always the instance."""
+    stun = ClusterConfig(
+        instance_count=2,
+        registration_mode=RegistrationMode.STUN,
+        stun_servers=("http://a",),
+        cluster_id="c",
+        key="k" * 32,
+    )
+    for config, is_told in ((stun, True), (STATIC, False)):
+        finding = failure_of(Seen(ABSENT), Reachability.SILENT, config=config)
+        assert ("the instance itself may connect" in finding.advice) is is_told
+
+
 def test_a_doctor_in_place_of_an_instance_is_no_instance() -> None:
     info = dataclasses.replace(connected().info, is_connected=False, is_observer=True)
     reached, observer = findings_of(Seen(info, connected_for=5.0))
