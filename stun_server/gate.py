@@ -6,6 +6,7 @@ that were right before: behind one NAT a misconfigured instance harms none of it
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import threading
 import time
@@ -171,6 +172,7 @@ def _left(window: float, wall: float) -> float:
     return window - wall % window
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)  # to read an address takes longer than all else here
 def _network_of(source: str) -> str:
     """The address itself, or the network of an IPv6 address."""
     try:
