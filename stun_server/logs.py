@@ -51,5 +51,6 @@ def logging_config(level: str) -> dict[str, Any]:
             "stun_server": {"level": level, **plain},
             "gunicorn.error": {"level": level, **plain},
             "gunicorn.access": {"level": "WARNING", **plain},
+            "werkzeug": {"level": "WARNING", **plain},  # else it writes each request once more
         },
     }
