@@ -15,8 +15,7 @@ cdef class PacketEngine:
     cdef int burst_size
     cdef dict _outgoing_pins  # buffer id -> (peer, prefix, _Pin of the body)
     cdef dict _incoming_pins  # buffer id -> (peer, _Pin of the destination)
-    cdef dict _packed         # (ip, port) -> 18 bytes; only addresses that Python named
-    cdef dict _named          # 18 bytes -> (ip, port)
+    cdef _Addresses _addresses
 
     def __cinit__(
         self, *, int burst_size=174, int64_t receive_capacity=1 << 20,
@@ -42,8 +41,7 @@ cdef class PacketEngine:
         self.burst_size = burst_size
         self._outgoing_pins = {}
         self._incoming_pins = {}
-        self._packed = {}
-        self._named = {}
+        self._addresses = _Addresses()
 
     def __dealloc__(self):
         engine_free(&self.state)
@@ -64,34 +62,12 @@ cdef class PacketEngine:
     cdef inline void _unlock(self) noexcept:
         unlock_engine(&self.state)
 
-    cdef bytes _pack_address(self, address):
-        packed = self._packed.get(address)
-        if packed is None:
-            ip = ipaddress.ip_address(address[0])
-            mapped = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
-            packed = mapped + int(address[1]).to_bytes(2, "big")
-        return packed
-
-    cdef int _load_address(self, address, PeerAddress* to, bint remember) except -1:
-        cdef bytes packed = self._pack_address(address)
-        if remember:
-            self._packed[address] = packed
-            self._named[packed] = address
-        memcpy(to.ip, PyBytes_AS_STRING(packed), 16)
-        to.port = <uint16_t>((<uint8_t>packed[16] << 8) | <uint8_t>packed[17])
-        return 0
-
-    cdef _name_address(self, const PeerAddress* address):
-        packed = address.ip[:16] + int(address.port).to_bytes(2, "big")
-        known = self._named.get(packed)
-        return show_stranger(packed) if known is None else known
-
     # Peers
 
     def allow_address(self, address):
         cdef PeerAddress packed
         cdef bint has_memory
-        self._load_address(address, &packed, True)
+        self._addresses.load(address, &packed, True)
         self._lock()
         has_memory = engine_allow(&self.state, &packed)
         self._unlock()
@@ -100,7 +76,7 @@ cdef class PacketEngine:
 
     def disallow_address(self, address):
         cdef PeerAddress packed
-        self._load_address(address, &packed, False)
+        self._addresses.load(address, &packed, False)
         self._lock()
         engine_disallow(&self.state, &packed)
         self._unlock()
@@ -125,7 +101,7 @@ cdef class PacketEngine:
             raise ValueError(
                 f"largest_packet_size is at most {C_MAX_PACKET_SIZE}, not {largest_packet_size}"
             )
-        self._load_address(address, &packed, True)
+        self._addresses.load(address, &packed, True)
         flow = flow_new(
             <int32_t>peer, &packed, local_session, remote_session, <uint32_t>packet_size,
             <uint32_t>(largest_packet_size if largest_packet_size > 0 else 0),
@@ -175,7 +151,7 @@ cdef class PacketEngine:
     def send_hello(self, address, bytes payload not None):
         cdef PeerAddress packed
         check_message_size(payload)
-        self._load_address(address, &packed, True)
+        self._addresses.load(address, &packed, True)
         self._lock()
         queue_push(
             &self.state.hellos, &packed, <const uint8_t*>PyBytes_AS_STRING(payload),
@@ -364,7 +340,7 @@ cdef class PacketEngine:
 
     def receive_packet(self, bytes packet not None, address, double now):
         cdef PeerAddress packed
-        self._load_address(address, &packed, False)
+        self._addresses.load(address, &packed, False)
         self._lock()
         engine_receive(
             &self.state, <const uint8_t*>PyBytes_AS_STRING(packet), len(packet), &packed, now
@@ -395,7 +371,7 @@ cdef class PacketEngine:
                 self._unlock()
             if packet is None:
                 break
-            packets.append((self._name_address(&out.address), packet))
+            packets.append((self._addresses.name(&out.address), packet))
         return packets
 
     def next_timer(self):
@@ -433,7 +409,7 @@ cdef class PacketEngine:
 
     cdef tuple _event(self, const Event* event):
         if event.code == C_EVENT_HELLO or event.code == C_EVENT_STUN:
-            return event.code, self._name_address(&event.address), event.payload[:event.size]
+            return event.code, self._addresses.name(&event.address), event.payload[:event.size]
         if event.code == C_EVENT_MESSAGE:
             return event.code, event.peer, event.payload[:event.size]
         return event.code, event.peer, event.buffer_id  # or, in its place, the packet size

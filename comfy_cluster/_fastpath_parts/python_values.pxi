@@ -55,3 +55,35 @@ cdef dict flow_numbers(const PeerFlow* flow):
         "bandwidth": flow.congestion.bandwidth,
         "bytes_in_flight": flow.sent.bytes_in_flight,
     }
+
+
+cdef class _Addresses:
+    # As Python has them and as the engine does; Python's own objects come back where it named them.
+    cdef dict _packed  # (ip, port) -> 18 bytes; only addresses that Python named
+    cdef dict _named   # 18 bytes -> (ip, port)
+
+    def __cinit__(self):
+        self._packed = {}
+        self._named = {}
+
+    cdef bytes pack(self, address):
+        packed = self._packed.get(address)
+        if packed is None:
+            ip = ipaddress.ip_address(address[0])
+            mapped = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
+            packed = mapped + int(address[1]).to_bytes(2, "big")
+        return packed
+
+    cdef int load(self, address, PeerAddress* to, bint remember) except -1:
+        cdef bytes packed = self.pack(address)
+        if remember:
+            self._packed[address] = packed
+            self._named[packed] = address
+        memcpy(to.ip, PyBytes_AS_STRING(packed), 16)
+        to.port = <uint16_t>((<uint8_t>packed[16] << 8) | <uint8_t>packed[17])
+        return 0
+
+    cdef name(self, const PeerAddress* address):
+        packed = address.ip[:16] + int(address.port).to_bytes(2, "big")
+        known = self._named.get(packed)
+        return show_stranger(packed) if known is None else known
