@@ -23,7 +23,7 @@ from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
 BODY_TIMEOUT = 5.0  # seconds without a byte of it
-GIVEN_UP_TIMEOUT = 0.05
+GIVEN_UP_TIMEOUT = 0.05  # seconds that gunicorn may wait for the rest of a refused body
 KEY_HEADER = "X-Cluster-Key"
 _WHOLE = re.compile(r"[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more

@@ -38,7 +38,7 @@ from urllib3.util.wait import wait_for_write
 CONNECT_TIMEOUT = 3.05  # seconds for one address; a little more than TCP's first retransmission
 _LOOK_INTERVAL = 0.05  # seconds between two looks at whether the exchange is over
 _CONNECTING = (errno.EINPROGRESS, errno.EWOULDBLOCK)
-LARGEST_ANSWER = 4 << 20  # bytes; the list of 4,096 instances has some 600 KB
+LARGEST_ANSWER = 8 << 20  # bytes; 4,096 instances with all their candidates have 4.5 MB
 _PIECE = 1 << 16  # bytes read at a time
 
 

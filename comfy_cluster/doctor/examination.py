@@ -57,7 +57,7 @@ def examine(
     if any(each.layer is Layer.PORT and each.state is State.FAILURE for each in ports):
         findings += [*check_servers(config), *_check_from_outside(config, looked_up)]
         return Report(tuple(findings), count)
-    note(f"Taking part as instance {index} for {seconds:g} s at most ...")
+    note(f"Looking from the place of instance {index} for {seconds:g} s at most ...")
     try:
         found, connected_count = _take_part(config, seconds)
     except ClusterError as error:

@@ -125,7 +125,7 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end(server: Rendezvous) 
     with pytest.raises(RegistryUnavailable) as info:
         client(server.url).instances()
     text = str(info.value)
-    assert text.startswith(f"{server.url} answers GET /v1/clusters/c with more than 4 MiB")
+    assert text.startswith(f"{server.url} answers GET /v1/clusters/c with more than 8 MiB")
     assert "COMFY_CLUSTER_STUN_SERVER" in text
 
 

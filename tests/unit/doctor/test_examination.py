@@ -101,7 +101,7 @@ def test_all_well_ends_early_and_others_take_it_for_no_member() -> None:
             assert not report.has_failed, report.to_json()
             assert (report.connected_count, report.instance_count) == (2, 2)
             assert "UDP passes both ways" in of_layer(report, Layer.PEER)[0].text
-            assert notes == ["Taking part as instance 1 for 20 s at most ..."]
+            assert notes == ["Looking from the place of instance 1 for 20 s at most ..."]
         assert other.stats()["observers_connected"] == 2
         assert other.stats()["connections_made"] == 0
         assert events == []
