@@ -151,7 +151,7 @@ def list_keys(cluster_id: str) -> None:
     """The fingerprints of a cluster's keys."""
     from stun_server.keys import fingerprint
 
-    found = _open().keys(cluster_id)
+    found = _valid(_open().keys(cluster_id))
     if not found:
         raise click.ClickException(f"Cluster {cluster_id!r} has no key in this store")
     for key in found:
@@ -168,7 +168,7 @@ def add(cluster_id: str, key: str) -> None:
     """Give a new cluster its key, before its first registration."""
 
     def change(held: tuple[ClusterKey, ...]) -> tuple[ClusterKey, ...]:
-        if held:
+        if _valid(held):
             raise click.ClickException(
                 f"Cluster {cluster_id!r} has a key: `comfy-cluster stun keys rotate` changes it"
             )
@@ -201,15 +201,18 @@ def rotate(cluster_id: str, key: str, overlap_hours: float) -> None:
     ends_at = time.time() + overlap_hours * 3600
 
     def change(held: tuple[ClusterKey, ...]) -> tuple[ClusterKey, ...]:
-        present = [each for each in held if each.expires_at is None]
-        if not present:
+        valid = _valid(held)
+        if not valid:
             raise click.ClickException(
                 f"Cluster {cluster_id!r} has no key in this store: `comfy-cluster stun keys add` "
                 "gives it one"
             )
-        if any(each.key_hash == hash_of(key) for each in held):
+        if any(each.key_hash == hash_of(key) for each in valid):
             raise click.ClickException("That is a key of the cluster already")
-        ending = () if not overlap_hours else (replace(present[0], expires_at=ends_at),)
+        # One that ends, where the one behind it was taken away, does not get longer by this.
+        present = min(valid, key=lambda each: each.expires_at is not None)
+        ends = min(ends_at, present.expires_at or ends_at)
+        ending = () if not overlap_hours else (replace(present, expires_at=ends),)
         return (_new_key(key), *ending)
 
     _change(cluster_id, change, "key-rotate", key)
@@ -241,6 +244,12 @@ def _open() -> Store:
     from stun_server.store import open_store
 
     return open_store(current_settings().store)
+
+
+def _valid(keys: tuple[ClusterKey, ...]) -> tuple[ClusterKey, ...]:
+    """Those that have not ended, the newest first; who counts the others is sent in circles."""
+    now = time.time()
+    return tuple(key for key in keys if key.is_valid(now))
 
 
 def _new_key(key: str) -> ClusterKey:

@@ -8,7 +8,7 @@ opened; each worker makes its own connections, and its own UDP socket at the sha
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import shutil
 import signal
@@ -21,11 +21,12 @@ from typing import Any
 
 from stun_server.logs import logger, logging_config
 from stun_server.settings import SettingsError, current_settings, keep, unknown_variables
+from stun_server.slow_clients import IS_SUPPORTED
 
 # Nothing above imports prometheus_client, which reads this variable when it is imported.
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY = Path("/dev/shm")
-_LARGEST_DRAIN = 16  # reads of 64 KiB
+UNREAD_TIMEOUT = 0.1  # seconds that a thread waits for the rest of a body that nobody reads
 STOP_LINGER = 0.2  # seconds that idle connections are kept when the server stops
 
 try:
@@ -45,12 +46,14 @@ bind = (
 )
 workers = _settings.workers
 threads = _settings.threads
-worker_class = "gthread"
+worker_class = "stun_server.slow_clients.Worker" if IS_SUPPORTED else "gthread"
 worker_connections = 4 * threads
 keepalive = 75  # seconds; longer than a proxy keeps its connections, so that none ends under it
 timeout = 30  # seconds without a sign of life after which a worker is killed
 graceful_timeout = 1  # second; requests that wait are sent away at once, others take ms
 control_socket_disable = True
+sendfile = False  # it would wait for a slow client, on a thread
+forwarder_headers = ""  # a proxy's clients send SCRIPT_NAME, and it would be cut off the path
 worker_tmp_dir = str(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else None
 logconfig_dict = logging_config(_settings.log_level)
 
@@ -61,6 +64,11 @@ def on_starting(server: Any) -> None:
     from stun_server.service import Service
     from stun_server.store import StoreUnavailable, open_store
 
+    if not IS_SUPPORTED:
+        logger.warning(
+            "! this gunicorn is none of those by which slow clients hold no thread (24 to 27): put"
+            " a proxy in front of the server"
+        )
     for name in unknown_variables(os.environ):
         logger.warning("! %s is no setting of this server", name)
     try:
@@ -88,7 +96,8 @@ def post_worker_init(worker: Any) -> None:
     from stun_server.binding.responder import CannotListen
     from stun_server.operations import SERVICE
 
-    _wait_for_no_client()
+    _wait_for_no_client(worker)
+    _tell_in_json()
     service = worker.wsgi.extensions[SERVICE]
     try:
         service.start(with_binding=True)
@@ -105,27 +114,48 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, drain)
 
 
-def _wait_for_no_client() -> None:
-    """gunicorn 27 waits for clients where it must not: for two seconds when it stops, which has two
-    at most; and whenever it closes a connection, on the thread that accepts all others, so that
-    clients that do not close theirs stop the server. Other versions have not got these names."""
+def _wait_for_no_client(worker: Any) -> None:
+    """gunicorn 27 waits for clients where it must not. For two seconds when it stops, which has two
+    at most. For five on a thread, for the rest of a body that no route reads. And whenever it
+    closes a connection, on the thread that accepts all others, so that clients that do not close
+    theirs stop the server. Other versions have not got all of these names."""
     from gunicorn import util
     from gunicorn.workers import gthread
 
+    from stun_server.lingering import LingeringCloser
+
     if hasattr(gthread, "STOP_KEEPALIVE_LINGER"):
         gthread.STOP_KEEPALIVE_LINGER = STOP_LINGER
+    if hasattr(gthread, "DEFAULT_WORKER_DATA_TIMEOUT"):
+        gthread.DEFAULT_WORKER_DATA_TIMEOUT = UNREAD_TIMEOUT
     if hasattr(util, "close_graceful"):
-        util.close_graceful = _close_at_once
+        worker.lingering = LingeringCloser()
+        util.close_graceful = worker.lingering.close_socket
 
 
-def _close_at_once(sock: socket.socket) -> None:
-    """What has come is read first: else the answer may be taken back (RFC 9112, 9.6)."""
-    with contextlib.closing(sock), contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-        sock.setblocking(False)
-        for _ in range(_LARGEST_DRAIN):
-            if not sock.recv(65_536):
-                break
+def _tell_in_json() -> None:
+    """gunicorn's own answer, to what is no HTTP, gets the form of all others."""
+    from gunicorn import util
+
+    if hasattr(util, "write_error"):
+        util.write_error = _write_refusal
+
+
+def _write_refusal(sock: socket.socket, status: int, reason: str, text: str) -> None:
+    from gunicorn import util
+
+    told = {
+        "status": "error",
+        "code": reason.lower().replace(" ", "_"),
+        "error": text or reason,
+        "request_id": "",
+    }
+    body = json.dumps(told, separators=(",", ":")) + "\n"
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Cache-Control: no-store\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    util.write_nonblock(sock, (head + body).encode())
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -134,6 +164,8 @@ def worker_exit(server: Any, worker: Any) -> None:
 
     if worker.wsgi is not None:
         worker.wsgi.extensions[SERVICE].close()
+    if hasattr(worker, "lingering"):
+        worker.lingering.close()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -31,7 +31,7 @@ def is_among(key_hash: str, keys: Iterable[ClusterKey], *, wall: float) -> bool:
 
     Takes the same time for each that differs, and for a cluster that has none.
     """
-    valid = [key.key_hash for key in keys if key.expires_at is None or key.expires_at > wall]
+    valid = [key.key_hash for key in keys if key.is_valid(wall)]
     found = False
     for each in valid or [_NOBODYS_HASH]:
         found |= hmac.compare_digest(each, key_hash)

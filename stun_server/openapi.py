@@ -18,10 +18,18 @@ from stun_server.schemas import ID_PATTERN, Refusal
 VERSION = "1"
 _REFERENCE = "#/components/schemas/{model}"
 _SCHEME = "clusterKey"
+_MADE = "stun-server-openapi"
 
 
 def document(app: Flask) -> dict[str, Any]:
-    """All routes of `app` that describe themselves."""
+    """All routes of `app` that describe themselves. Made once, since anybody may ask for it."""
+    if _MADE not in app.extensions:
+        app.extensions[_MADE] = _document(app)
+    made: dict[str, Any] = app.extensions[_MADE]
+    return made
+
+
+def _document(app: Flask) -> dict[str, Any]:
     described = [(rule, _operation_of(app, rule)) for rule in app.url_map.iter_rules()]
     operations = [(rule, each) for rule, each in described if each is not None]
     paths: dict[str, dict[str, Any]] = {}

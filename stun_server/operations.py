@@ -15,18 +15,23 @@ from flask import Response, current_app, g, request
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from stun_server.problems import InvalidRequest, Overloaded, TooSlow
+from stun_server.problems import InvalidRequest, TooSlow
 from stun_server.registry import Asker
 from stun_server.schemas import LARGEST_INDEX, LARGEST_WAIT
 from stun_server.service import Service
 from stun_server.settings import CLUSTER_ID, CLUSTER_ID_FORM
 
 SERVICE = "stun_server"  # key of `app.extensions`
-BODY_TIMEOUT = 5.0  # seconds without a byte of it
-GIVEN_UP_TIMEOUT = 0.05  # seconds that gunicorn may wait for the rest of a refused body
+BODY_TIMEOUT = 5.0  # seconds in which all of it must have come
 KEY_HEADER = "X-Cluster-Key"
 _WHOLE = re.compile(r"[0-9]{1,16}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # JSON's; float() takes more
+
+_BODY_ERRORS: tuple[type[Exception], ...] = (TimeoutError, ClientDisconnected)
+with contextlib.suppress(ImportError):  # it needs a Unix; this module does not
+    from gunicorn.http.errors import ParseException
+
+    _BODY_ERRORS += (ParseException,)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
@@ -83,7 +88,10 @@ def key() -> str:
 
 
 def admit(cluster_id: str) -> Asker:
-    """Whoever sends this request, if the key opens the cluster. KeyRefused, TooManyFailures."""
+    """Whoever sends this request, if the key opens the cluster. KeyRefused, TooManyFailures.
+
+    To be asked again when the store was read: the id may have become another's in between.
+    """
     return service().gate.admit(cluster_id, key(), asker())
 
 
@@ -101,38 +109,31 @@ def json_answer(body: dict[str, Any], status: int = 200, etag: str = "") -> Resp
 def _body() -> bytes:
     """The request's body. TooSlow: it does not come. Overloaded: too many are on their way.
 
-    Each holds a thread while it comes; those of requests without a body are not for them.
+    InvalidRequest: it is not what its headers say.
     """
-    if not service().bodies.acquire(blocking=False):
-        _give_up_body()
-        raise Overloaded
-    try:
-        with _socket_timeout(BODY_TIMEOUT):
+    with service().bodies.taken_by(asker().source), _socket_timeout(BODY_TIMEOUT):
+        try:
             return request.get_data(cache=True)
-    except (TimeoutError, ClientDisconnected) as error:  # Werkzeug makes the latter of the former
-        _give_up_body()
-        raise TooSlow from error
-    finally:
-        service().bodies.release()
+        except _BODY_ERRORS as error:
+            cause = error.__context__ if isinstance(error, ClientDisconnected) else error
+            if isinstance(cause, TimeoutError):  # Werkzeug makes the other one of it
+                raise TooSlow from error
+            raise InvalidRequest(f"The body is not what its headers say: {cause}") from error
 
 
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
+    """For the whole block at a `ClientSocket`, for each piece at another one."""
     sock = request.environ.get("gunicorn.socket")
     if sock is None:
         yield
         return
     before = sock.gettimeout()
     sock.settimeout(seconds)
-    yield
-    sock.settimeout(before)
-
-
-def _give_up_body() -> None:
-    """gunicorn reads what is left of it behind the answer, for as long as it takes."""
-    sock = request.environ.get("gunicorn.socket")
-    if sock is not None:
-        sock.settimeout(GIVEN_UP_TIMEOUT)
+    try:
+        yield
+    finally:
+        sock.settimeout(before)
 
 
 def json_body() -> Any:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stun_server.keys import fingerprint
 from stun_server.problems import (
     ClusterFull,
     InstanceConflict,
     InstanceHeld,
+    KeyRefused,
     NotRegistered,
     Problem,
 )
@@ -84,12 +86,14 @@ class Registry:
 
         A new boot id takes the index over. One that was taken over from does not come back while
         its successor lives: InstanceConflict. InstanceHeld: it does not take over, and would have
-        to. ClusterFull: there is no room for another instance.
+        to. ClusterFull: there is no room for another instance. KeyRefused: the key that the asker
+        was admitted by was taken away since.
         """
         events: list[AuditEvent] = []
 
         def step(view: ClusterView) -> tuple[Lease | None, Lease | None]:
             events.clear()
+            self._check_key(view, cluster_id, asker)
             events.extend(self._expire(view, cluster_id))
             granted, rival, event = self._decide(view, registration)
             if event:
@@ -118,11 +122,13 @@ class Registry:
     def remove(
         self, cluster_id: str, instance_id: str, asker: Asker, boot_id: str | None = None
     ) -> None:
-        """Ends a lease. NotRegistered, InstanceConflict: as for `heartbeat`."""
+        """Ends a lease. NotRegistered, InstanceConflict: as for `heartbeat`. KeyRefused: as for
+        `register`."""
         events: list[AuditEvent] = []
 
         def step(view: ClusterView) -> bool | None:
             events.clear()
+            self._check_key(view, cluster_id, asker)
             events.extend(self._expire(view, cluster_id))
             lease = view.leases().get(instance_id)
             if lease is None:
@@ -178,6 +184,16 @@ class Registry:
         """The same for all clusters."""
         for cluster_id in self._store.clusters_with_expired():
             self.expire(cluster_id)
+
+    def _check_key(self, view: ClusterView, cluster_id: str, asker: Asker) -> None:
+        """The gate looked before this step: by now the id may be without a key, or another's."""
+        if cluster_id in self._settings.cluster_keys:  # they change by a restart only
+            return
+        wall = self._wall()
+        keys = view.keys()
+        valid = [fingerprint(key.key_hash) for key in keys if key.is_valid(wall)]
+        if asker.key_fingerprint not in valid:
+            raise KeyRefused
 
     def _decide(
         self, view: ClusterView, registration: Registration

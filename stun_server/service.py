@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 
 from stun_server.binding.responder import BindingResponder, CannotListen
+from stun_server.bodies import BodyPlaces
 from stun_server.gate import Gate
 from stun_server.logs import audit_logger, logger
 from stun_server.metrics import Metrics
@@ -39,8 +40,7 @@ class Service:
         self.gate = Gate(store, settings, on_event=self._on_event)
         capacity = max(settings.threads - THREADS_FOR_OTHERS, settings.threads // 2)
         self.watch = ChangeWatch(store, capacity=capacity)
-        self.bodies = threading.BoundedSemaphore(max(1, settings.threads // 4))
-        """Of requests whose body is on its way; each holds a thread, however slow it is."""
+        self.bodies = BodyPlaces(max(1, settings.threads // 4))
         self.responder: BindingResponder | None = None
         self._told: dict[str, int] = {}
         self._resumed_at = -math.inf

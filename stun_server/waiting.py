@@ -52,7 +52,8 @@ class ChangeWatch:
         return self._closing.is_set()
 
     def wait(self, cluster_id: str, revision: int, timeout: float) -> bool:
-        """Returns when the cluster's revision is a later one, or after `timeout` seconds.
+        """Returns when the cluster's revision is another one, or after `timeout` seconds; sooner at
+        times, so who asks looks again.
 
         False: nobody can wait now, since too many do already, or since the process ends.
         """
@@ -75,7 +76,7 @@ class ChangeWatch:
             self._waiting += 1
             self._somebody.notify()
             try:
-                while watched.revision <= revision and not self._closing.is_set():
+                while watched.revision == revision and not self._closing.is_set():
                     left = deadline - time.monotonic()
                     if left <= 0 or not watched.changed.wait(left):
                         break
@@ -100,6 +101,7 @@ class ChangeWatch:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="stun-server-watch", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._end, name="stun-server-watch-end", daemon=True).start()
 
     def _run(self) -> None:
         while not self._closing.wait(LOOK_INTERVAL):
@@ -117,9 +119,14 @@ class ChangeWatch:
             with self._lock:
                 for cluster_id, revision in revisions.items():
                     each = self._watched.get(cluster_id)
-                    if each is not None and each.revision < revision:
+                    # Lower where the cluster or the store is gone.
+                    if each is not None and each.revision != revision:
                         each.revision = revision
                         each.changed.notify_all()
+
+    def _end(self) -> None:
+        """Not on the thread that asks the store, which may hang longer than a stop may take."""
+        self._closing.wait()
         with self._lock:
             for each in self._watched.values():
                 each.changed.notify_all()

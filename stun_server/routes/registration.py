@@ -52,6 +52,7 @@ def register_instance() -> Response:
         body.instance_id, f"{body.address}:{body.port}", body.address, body.port, body.role
     )
     _, listing = service().registry.register(body.cluster_id, registration, asked_by)
+    admit(body.cluster_id)
     answer: dict[str, Any] = {"status": "registered", "instance_id": body.instance_id}
     answer["instances"] = [old_instance(lease) for lease in listing.leases]
     return json_answer(answer)
@@ -68,11 +69,11 @@ def instances(cluster_id: str) -> Response:
     """With If-None-Match it answers 304 unless they have changed, and can wait for that."""
     admit(cluster_id)
     wait = query_number("wait", highest=LARGEST_WAIT)
-    listing = changed_listing(
+    listing, is_changed = changed_listing(
         cluster_id, wait, lambda found: request.if_none_match.contains_weak(etag_of(found)[3:-1])
     )
-    if listing is None:
-        return not_modified(cluster_id)
+    if not is_changed:
+        return not_modified(listing)
     listed = [old_instance(lease) for lease in listing.leases]
     return json_answer({"cluster_id": cluster_id, "instances": listed}, etag=etag_of(listing))
 

@@ -87,9 +87,9 @@ def cluster(cluster_id: str) -> Response:
             return listing.revision == since
         return request.if_none_match.contains_weak(etag_of(listing)[3:-1])
 
-    listing = changed_listing(cluster_id, wait, is_known)
-    if listing is None:
-        return not_modified(cluster_id)
+    listing, is_changed = changed_listing(cluster_id, wait, is_known)
+    if not is_changed:
+        return not_modified(listing)
     return json_answer(_cluster(cluster_id, listing), etag=etag_of(listing))
 
 
@@ -116,6 +116,7 @@ def register(cluster_id: str, instance_id: str) -> Response:
         body.take_over,
     )
     lease, listing = service().registry.register(cluster_id, registration, asked_by)
+    admit(cluster_id)
     stun_port = service().stun_port
     return json_answer(
         {
@@ -188,6 +189,7 @@ def audit(cluster_id: str) -> Response:
     admit(cluster_id)
     limit = query_whole("limit", lowest=1, highest=LARGEST_AUDIT) or AUDIT_BY_DEFAULT
     events = service().store.audit(cluster_id, limit=limit)
+    admit(cluster_id)
     return json_answer({"cluster_id": cluster_id, "events": [audit_entry(each) for each in events]})
 
 

@@ -20,29 +20,29 @@ def etag_of(listing: Listing) -> str:
 
 def changed_listing(
     cluster_id: str, wait: float, is_known: Callable[[Listing], bool]
-) -> Listing | None:
-    """The instances as soon as the asker does not know them; None: it does, after `wait` seconds.
-
-    Sooner than that when the process ends, or when too many wait.
+) -> tuple[Listing, bool]:
+    """The instances as soon as the asker does not know them, and True; False: it does, after `wait`
+    seconds, or sooner when the process ends, or when too many wait.
     """
     served = service()
     deadline = time.monotonic() + wait
     while True:
         listing = served.registry.listing(cluster_id)
         if not is_known(listing):
-            return listing
+            admit(cluster_id)
+            return listing, True
         left = deadline - time.monotonic()
         if left <= 0 or served.watch.is_closing:
-            return None
+            return listing, False
         until_expiry = served.registry.next_expiry(listing) + _GRACE
         is_held = served.watch.wait(cluster_id, listing.revision, min(left, until_expiry))
         if not is_held:
-            return None
+            return listing, False
         admit(cluster_id)  # the key may have been taken away in the meantime
 
 
-def not_modified(cluster_id: str) -> Response:
-    """304 with the ETag that still holds."""
+def not_modified(listing: Listing) -> Response:
+    """304 with the ETag of what was compared: by a later one the asker would seem to have that."""
     answer = Response(status=304)
-    answer.headers["ETag"] = etag_of(service().registry.listing(cluster_id))
+    answer.headers["ETag"] = etag_of(listing)
     return answer

@@ -72,8 +72,12 @@ function follow(registry) {
   find("forget").hidden = false;
   const isThis = (run) => (...given) => following === started && run(...given);
   const started = new Following(registry, {
-    clusters: isThis((summaries) => board.showClusters(summaries)),
+    clusters: isThis((summaries) => {
+      lastAnswerAt = performance.now();
+      board.showClusters(summaries);
+    }),
     cluster: isThis((id, answer) => {
+      lastAnswerAt = performance.now();
       board.showCluster(id, answer);
       showHeadline();
     }),

@@ -70,6 +70,10 @@ class ClusterKey:
     is_operators: bool = False
     """Set by the operator, so that it is kept when nobody registers."""
 
+    def is_valid(self, wall: float) -> bool:
+        """Whether it opens the cluster at that Unix time."""
+        return self.expires_at is None or self.expires_at > wall
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
@@ -106,6 +110,32 @@ class Renewal(Enum):
     """The lease is another run's."""
 
 
+@dataclass(frozen=True, slots=True)
+class FoundingLimits:
+    """How many clusters may get their first key from whoever registers first."""
+
+    clusters: int
+    """That have a key in the store."""
+    bucket: str
+    """That the try is counted in."""
+    tries: int
+    """Counted in one window."""
+    window: float
+    """Seconds."""
+
+
+class Founding(Enum):
+    """What became of a cluster's first key."""
+
+    DONE = "done"
+    HELD = "held"
+    """The cluster has a key, or had one that ended: it is not for whoever comes next."""
+    TOO_MANY = "too many"
+    """Tries of this bucket."""
+    FULL = "full"
+    """The store has as many clusters as it may; the try counts."""
+
+
 class ClusterView(Protocol):
     """One cluster inside of one atomic step; what is done here is done as a whole or not at all.
 
@@ -114,6 +144,9 @@ class ClusterView(Protocol):
 
     now: float
     revision: int
+
+    def keys(self) -> tuple[ClusterKey, ...]:
+        """As `Store.keys`; none goes while the step lasts."""
 
     def leases(self) -> dict[str, Lease]:
         """By instance id, expired ones included."""
@@ -168,14 +201,24 @@ class Store(Protocol):
     ) -> tuple[ClusterKey, ...]:
         """Replaces a cluster's keys in one atomic, durable step; those that are valid after it.
 
-        The audit event is kept if the keys changed. Where none is left all that the cluster had is
-        removed in the same step, and the event is the caller's to tell: who takes the id next is
-        somebody else.
+        `change` gets those that have ended as well; of what it returns they are left out. The audit
+        event is kept if the keys changed. Where none is left all that the cluster had is removed in
+        the same step, and the event is the caller's to tell: who takes the id next is somebody
+        else.
+        """
+
+    def found(
+        self, cluster_id: str, key: ClusterKey, event: AuditEvent, limits: FoundingLimits
+    ) -> Founding:
+        """Gives a cluster its first key in one atomic, durable step, which keeps the limits too.
+
+        What was kept under this id without a key goes: who had it then is somebody else.
         """
 
     def forget_idle(self, *, before: float) -> list[str]:
-        """Removes clusters without operator's key and leases that were last changed before that
-        Unix time, with keys and audit: who takes such an id next is somebody else. Their ids."""
+        """Removes clusters without leases and without a lasting key of the operator's that were
+        last changed before that Unix time, with keys and audit: who takes such an id next is
+        somebody else. The end of a key is a change. Their ids."""
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
         """Adds one to `bucket` in the window of `window` seconds that `wall` lies in; the sum."""

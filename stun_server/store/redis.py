@@ -30,6 +30,8 @@ from stun_server.store.base import (
     AuditEvent,
     ClusterKey,
     ClusterView,
+    Founding,
+    FoundingLimits,
     Lease,
     Listing,
     Renewal,
@@ -39,7 +41,7 @@ from stun_server.store.base import (
     next_revision,
 )
 from stun_server.store.known import ClusterState, KnownLeases, leases_with_times
-from stun_server.store.redis_scripts import LIST, NOW, RENEW, RESUME
+from stun_server.store.redis_scripts import FOUND, LIST, NOW, RENEW, RESUME
 
 PREFIX = "comfy-cluster-registry:1:"
 TIMEOUT = 3.0  # seconds of a connection, and of one command
@@ -48,6 +50,8 @@ LONGEST_PAUSE = 0.02  # seconds before the next try
 _LOCKS = 64
 
 _OUTCOMES = (Renewal.MISSING, Renewal.REPLACED, Renewal.RENEWED)
+_WATCHED = ("keys", "cluster", "leases")  # of a cluster, while a step lasts
+_FOUNDINGS = (Founding.HELD, Founding.TOO_MANY, Founding.FULL, Founding.DONE)
 _KEPT_APART = ("last_ping_at", "expires_at")  # what heartbeats change
 
 
@@ -69,6 +73,7 @@ class RedisStore:
             retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
         )
         self._known = KnownLeases()
+        self._found = self._client.register_script(FOUND)
         self._list = self._client.register_script(LIST)
         self._now = self._client.register_script(NOW)
         self._renew = self._client.register_script(RENEW)
@@ -87,7 +92,7 @@ class RedisStore:
                 now = self._now_after_absence()  # before what is judged by it is read
                 with self._client.pipeline() as pipe:
                     try:
-                        pipe.watch(_key("cluster", cluster_id), _key("leases", cluster_id))
+                        pipe.watch(*(_key(name, cluster_id) for name in _WATCHED))
                         view = _View(pipe, cluster_id, now, self._wall())
                         result = step(view)
                         pipe.multi()
@@ -179,8 +184,9 @@ class RedisStore:
                     try:
                         pipe.watch(where)
                         before = _cluster_keys(pipe.hvals(where))
-                        after = change(before)
-                        if after == before:
+                        wanted = change(before)
+                        after = tuple(key for key in wanted if key.is_valid(self._wall()))
+                        if wanted == before:
                             return after
                         pipe.multi()
                         _write_keys(pipe, cluster_id, before, after)
@@ -193,6 +199,21 @@ class RedisStore:
                     except redis.WatchError:
                         time.sleep(random.uniform(0, LONGEST_PAUSE))
         raise StoreUnavailable(f"STUN_STORE, Redis at {self._where}: keys change all the time")
+
+    def found(
+        self, cluster_id: str, key: ClusterKey, event: AuditEvent, limits: FoundingLimits
+    ) -> Founding:
+        counted = _count_key(limits.bucket, limits.window, key.created_at)
+        with self._errors():
+            told = self._found(
+                keys=[counted, _key("clusters-with", key.key_hash)],
+                args=[
+                    *(PREFIX, cluster_id, limits.clusters, limits.tries, _kept(limits.window)),
+                    *(key.key_hash, json.dumps(asdict(key)), json.dumps(asdict(event))),
+                    AUDIT_PER_CLUSTER,
+                ],
+            )
+        return _FOUNDINGS[int(told)]
 
     def forget_idle(self, *, before: float) -> list[str]:
         with self._errors():
@@ -211,7 +232,7 @@ class RedisStore:
     def _forget(self, cluster_id: str, before: float) -> bool:
         """False: somebody has registered this moment."""
         with self._client.pipeline() as pipe:
-            pipe.watch(*(_key(name, cluster_id) for name in ("keys", "cluster", "leases")))
+            pipe.watch(*(_key(name, cluster_id) for name in _WATCHED))
             stored = pipe.hvals(_key("keys", cluster_id))
             changed_at = pipe.hget(_key("cluster", cluster_id), "changed_at")
             lease_count = pipe.hlen(_key("leases", cluster_id))
@@ -227,17 +248,16 @@ class RedisStore:
         return True
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
-        where = _key("count", f"{bucket}:{wall // window * window:.0f}")
+        where = _count_key(bucket, window, wall)
         with self._errors():
             pipe = self._client.pipeline()
             pipe.incr(where)
-            pipe.expire(where, int(2 * window) + 1)
+            pipe.expire(where, _kept(window))
             return int(pipe.execute()[0])
 
     def count_of(self, bucket: str, *, window: float, wall: float) -> int:
-        where = _key("count", f"{bucket}:{wall // window * window:.0f}")
         with self._errors():
-            return int(self._client.get(where) or 0)
+            return int(self._client.get(_count_key(bucket, window, wall)) or 0)
 
     def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
         with self._errors():
@@ -324,6 +344,9 @@ class _View:
         self._events: list[AuditEvent] = []
         self._is_changed = False
 
+    def keys(self) -> tuple[ClusterKey, ...]:
+        return _cluster_keys(self._pipe.hvals(_key("keys", self._cluster_id)))
+
     def leases(self) -> dict[str, Lease]:
         found = {**self._leases, **self._written}
         return {name: lease for name, lease in found.items() if lease is not None}
@@ -373,6 +396,15 @@ def _new_locks() -> list[threading.Lock]:
 
 def _key(name: str, subject: str = "") -> str:
     return f"{PREFIX}{name}:{subject}" if subject else PREFIX + name
+
+
+def _count_key(bucket: str, window: float, wall: float) -> str:
+    return _key("count", f"{bucket}:{wall // window * window:.0f}")
+
+
+def _kept(window: float) -> int:
+    """Seconds that a count is kept; processes' clocks may differ."""
+    return int(2 * window) + 1
 
 
 def _seconds(told: tuple[int, int]) -> float:
@@ -427,8 +459,10 @@ def _read_idleness(pipe: Any, cluster_id: str) -> None:
 
 def _is_idle(stored: list[str], changed_at: str | None, lease_count: int, *, before: float) -> bool:
     keys = _cluster_keys(stored)
-    latest = max([float(changed_at or 0), *(key.created_at for key in keys)])
-    return not lease_count and latest < before and not any(key.is_operators for key in keys)
+    if lease_count or any(key.is_operators and key.expires_at is None for key in keys):
+        return False
+    changes = [max(key.created_at, key.expires_at or 0.0) for key in keys]
+    return max([float(changed_at or 0), *changes]) < before
 
 
 def _write_keys(

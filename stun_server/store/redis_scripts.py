@@ -86,3 +86,25 @@ redis.call('SET', ARGV[1] .. 'terms', ARGV[2] .. ' ' .. ARGV[3])
 return end_absence(alive_at, tonumber(ARGV[2]), tonumber(ARGV[3]))
 """
 )
+# A cluster's first key: 0 it has one, 1 too many tries, 2 too many clusters, 3 done. The limits are
+# looked at in the same step: of many that come at once each would find room.
+# KEYS: the count, the clusters with this key. ARGV: the prefix, cluster id, most clusters, most
+# tries, seconds that the count is kept, the key's hash, the key, the audit event, most events.
+FOUND = """
+local function of_cluster(name) return ARGV[1] .. name .. ':' .. ARGV[2] end
+if redis.call('EXISTS', of_cluster('keys')) == 1 then return 0 end
+if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[4]) then return 1 end
+redis.call('INCR', KEYS[1])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+if redis.call('SCARD', ARGV[1] .. 'with-keys') >= tonumber(ARGV[3]) then return 2 end
+for _, name in ipairs({'cluster', 'leases', 'expiry', 'pings', 'audit'}) do
+    redis.call('DEL', of_cluster(name))
+end
+redis.call('SREM', ARGV[1] .. 'active', ARGV[2])
+redis.call('HSET', of_cluster('keys'), ARGV[6], ARGV[7])
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('SADD', ARGV[1] .. 'with-keys', ARGV[2])
+redis.call('SADD', ARGV[1] .. 'audited', ARGV[2])
+redis.call('XADD', of_cluster('audit'), 'MAXLEN', '~', ARGV[9], '*', 'event', ARGV[8])
+return 3
+"""

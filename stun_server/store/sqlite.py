@@ -24,6 +24,8 @@ from stun_server.store.base import (
     AuditEvent,
     ClusterKey,
     ClusterView,
+    Founding,
+    FoundingLimits,
     Lease,
     Listing,
     Renewal,
@@ -156,29 +158,40 @@ class SqliteStore:
     ) -> tuple[ClusterKey, ...]:
         with self._writes(is_durable=True) as connection:
             before = _keys(connection, cluster_id)
-            after = change(before)
-            if after == before:
+            wanted = change(before)
+            after = tuple(key for key in wanted if key.is_valid(self._wall()))
+            if wanted == before:
                 return after
             if not after:
                 _forget(connection, cluster_id)
                 return after
-            connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
-            connection.executemany(
-                "INSERT INTO cluster_keys VALUES (?, ?, ?, ?, ?)",
-                [
-                    (cluster_id, key.key_hash, key.created_at, key.expires_at, key.is_operators)
-                    for key in after
-                ],
-            )
+            _write_keys(connection, cluster_id, after)
             _record(connection, event)
         return after
+
+    def found(
+        self, cluster_id: str, key: ClusterKey, event: AuditEvent, limits: FoundingLimits
+    ) -> Founding:
+        counted = _count_key(limits.bucket, limits.window, key.created_at)
+        with self._writes(is_durable=True) as connection:
+            if _keys(connection, cluster_id):
+                return Founding.HELD
+            if _count(connection, counted) >= limits.tries:
+                return Founding.TOO_MANY
+            _add_one(connection, counted)
+            if _cluster_count(connection) >= limits.clusters:
+                return Founding.FULL
+            _forget(connection, cluster_id)
+            _write_keys(connection, cluster_id, (key,))
+            _record(connection, event)
+        return Founding.DONE
 
     def forget_idle(self, *, before: float) -> list[str]:
         with self._writes() as connection:
             rows = connection.execute(
                 "SELECT k.cluster_id FROM cluster_keys k LEFT JOIN clusters c USING (cluster_id) "
-                "GROUP BY k.cluster_id HAVING max(k.is_operators) = 0 "
-                "AND max(max(k.created_at, ifnull(c.changed_at, 0))) < ? "
+                "GROUP BY k.cluster_id HAVING max(k.is_operators AND k.expires_at IS NULL) = 0 "
+                "AND max(max(k.created_at, ifnull(k.expires_at, 0), ifnull(c.changed_at, 0))) < ? "
                 "AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.cluster_id = k.cluster_id)",
                 (before,),
             ).fetchall()
@@ -187,18 +200,14 @@ class SqliteStore:
         return [row[0] for row in rows]
 
     def count(self, bucket: str, *, window: float, wall: float) -> int:
-        key = (bucket, int(wall // window * window))
+        key = _count_key(bucket, window, wall)
         with self._writes() as connection:
-            connection.execute(
-                "INSERT INTO counts VALUES (?, ?, 1) "
-                "ON CONFLICT (bucket, window_at) DO UPDATE SET count = count + 1",
-                key,
-            )
+            _add_one(connection, key)
             return _count(connection, key)
 
     def count_of(self, bucket: str, *, window: float, wall: float) -> int:
         with self._connections.one() as connection:
-            return _count(connection, (bucket, int(wall // window * window)))
+            return _count(connection, _count_key(bucket, window, wall))
 
     def audit(self, cluster_id: str, *, limit: int) -> list[AuditEvent]:
         with self._connections.one() as connection:
@@ -222,12 +231,10 @@ class SqliteStore:
 
     def totals(self) -> Totals:
         with self._connections.one() as connection:
-            leases, clusters = connection.execute(
-                "SELECT (SELECT count(*) FROM leases WHERE expires_at > ?), "
-                "(SELECT count(DISTINCT cluster_id) FROM cluster_keys)",
-                (self._clock(),),
+            (leases,) = connection.execute(
+                "SELECT count(*) FROM leases WHERE expires_at > ?", (self._clock(),)
             ).fetchone()
-        return Totals(clusters=clusters, leases=leases)
+            return Totals(clusters=_cluster_count(connection), leases=leases)
 
     def close(self) -> None:
         self._connections.close()
@@ -276,6 +283,9 @@ class _View:
         self.revision: int = row[0] if row else int(wall)
         self._generation: int = row[1] if row else int(wall)
         self._is_changed = False
+
+    def keys(self) -> tuple[ClusterKey, ...]:
+        return _keys(self._connection, self._cluster_id)
 
     def leases(self) -> dict[str, Lease]:
         row = self._connection.execute(_LEASES_AS_JSON, (self._cluster_id,)).fetchone()
@@ -353,6 +363,24 @@ def _keys(connection: sqlite3.Connection, cluster_id: str) -> tuple[ClusterKey, 
     )
 
 
+def _write_keys(
+    connection: sqlite3.Connection, cluster_id: str, keys: tuple[ClusterKey, ...]
+) -> None:
+    connection.execute("DELETE FROM cluster_keys WHERE cluster_id = ?", (cluster_id,))
+    connection.executemany(
+        "INSERT INTO cluster_keys VALUES (?, ?, ?, ?, ?)",
+        [
+            (cluster_id, key.key_hash, key.created_at, key.expires_at, key.is_operators)
+            for key in keys
+        ],
+    )
+
+
+def _cluster_count(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT count(DISTINCT cluster_id) FROM cluster_keys").fetchone()
+    return int(row[0])
+
+
 def _record(connection: sqlite3.Connection, event: AuditEvent) -> None:
     values = (event.at, event.event, event.cluster_id, event.instance_id, event.source)
     added = connection.execute(
@@ -365,6 +393,18 @@ def _record(connection: sqlite3.Connection, event: AuditEvent) -> None:
             "WHERE cluster_id = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
             (event.cluster_id, AUDIT_PER_CLUSTER),
         )
+
+
+def _count_key(bucket: str, window: float, wall: float) -> tuple[str, int]:
+    return (bucket, int(wall // window * window))
+
+
+def _add_one(connection: sqlite3.Connection, key: tuple[str, int]) -> None:
+    connection.execute(
+        "INSERT INTO counts VALUES (?, ?, 1) "
+        "ON CONFLICT (bucket, window_at) DO UPDATE SET count = count + 1",
+        key,
+    )
 
 
 def _count(connection: sqlite3.Connection, key: tuple[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""Fixtures of the registry's tests: both stores."""
+"""Fixtures of the registry's tests: both stores, and gates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-from stun_server.store import Store
+from stun_server.gate import Gate
+from stun_server.settings import RegistrySettings
+from stun_server.store import AuditEvent, Store
+from tests.stun_server.gates import Asked
 from tests.stun_server.redis_server import PROGRAM, WHY_SKIPPED, RedisServer
 from tests.stun_server.timed_stores import TimedRedis, TimedSqlite, TimedStore
 
@@ -71,6 +74,28 @@ def timed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TimedStore
 def store(timed: TimedStore) -> Store:
     """That store."""
     return timed.opened()
+
+
+@pytest.fixture
+def asked(store: Store) -> Asked:
+    """The store as gates have it."""
+    return Asked(store)
+
+
+@pytest.fixture
+def gate_of(timed: TimedStore, asked: Any) -> Callable[..., Gate]:
+    """Gates of several processes with one store; their settings are the arguments."""
+
+    def make(on_event: Callable[[AuditEvent], None] = lambda event: None, **given: Any) -> Gate:
+        return Gate(asked, RegistrySettings(**given), wall=timed.wall, on_event=on_event)
+
+    return make
+
+
+@pytest.fixture
+def gate(gate_of: Callable[..., Gate]) -> Gate:
+    """One that is open for new clusters."""
+    return gate_of()
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0  # seconds; two on a quiet machine
@@ -132,9 +134,12 @@ def stop_server(server: RunningServer, timeout: float = STOP_TIMEOUT) -> int:
 
 def kill_server(server: RunningServer) -> None:
     """Ends master and workers at once, as the loss of the machine would."""
-    with contextlib.suppress(ProcessLookupError):
+    workers: list[psutil.Process] = []
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        workers = psutil.Process(server.process.pid).children(recursive=True)
         os.killpg(server.process.pid, signal.SIGKILL)
     server.process.wait(STOP_TIMEOUT)
+    psutil.wait_procs(workers, STOP_TIMEOUT)  # until then the system accepts connections for them
 
 
 @contextlib.contextmanager

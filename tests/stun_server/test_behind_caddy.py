@@ -96,6 +96,12 @@ def test_operators_routes_are_not_for_the_world(site: Site, path: str) -> None:
         assert connection.getresponse().status == 404
 
 
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "Script_Name", "PATH_INFO"])
+def test_no_header_makes_another_path_an_operators_route(site: Site, name: str) -> None:
+    for server in (site.url, site.server.url):
+        assert ask("GET", f"{server}/x/metrics", headers={name: "/x"}).status_code == 404
+
+
 def _connection(site: Site, hostname: str, port: int) -> Any:
     import http.client
     import ssl

@@ -30,6 +30,8 @@ REQUEST_TIMEOUT = (5.0, 40.0)  # seconds
 ENDED = 10.0  # seconds; a third of what parked requests would wait
 WAIT = 30
 
+SOON = 3.0 / 3600  # hours; until then a test has done what must come before
+
 Keys = Callable[..., Result]
 
 
@@ -121,6 +123,47 @@ def test_rotation_needs_another_key_and_a_cluster_that_has_one(keys: Keys) -> No
     done(keys("rotate", "a", "--key", OTHER_KEY))
     assert "already" in failed(keys("rotate", "a", "--key", KEY))
     assert len(done(keys("list", "a")).splitlines()) == 2
+
+
+def let_the_new_key_go(keys: Keys, hours: float) -> None:
+    """After a rotation: what is left is the former key, which ends."""
+    done(keys("add", "a", "--key", KEY))
+    done(keys("rotate", "a", "--key", OTHER_KEY, "--overlap-hours", str(hours)))
+    done(keys("remove", "a", "--fingerprint", told_of(OTHER_KEY)))
+
+
+def has_none(keys: Keys) -> bool:
+    return keys("list", "a").exit_code != 0
+
+
+def test_a_cluster_whose_last_key_has_ended_gets_one_by_add(keys: Keys, store_url: str) -> None:
+    let_the_new_key_go(keys, SOON)
+    until(lambda: has_none(keys), "the former key has ended")
+    assert "has no key in this store" in failed(keys("list", "a"))
+    assert "keys add" in failed(keys("rotate", "a"))
+    done(keys("add", "a", "--key", KEY))  # the one that had ended, too
+    assert [line[:8] for line in done(keys("list", "a")).splitlines()] == [told_of(KEY)]
+    with contextlib.closing(open_store(store_url)) as store:
+        assert len(store.keys("a")) == 1
+
+
+def test_a_cluster_whose_last_key_has_ended_is_freed_by_remove(keys: Keys, store_url: str) -> None:
+    let_the_new_key_go(keys, SOON)
+    until(lambda: has_none(keys), "the former key has ended")
+    done(keys("remove", "a"))
+    with contextlib.closing(open_store(store_url)) as store:
+        assert store.keys("a") == ()
+    assert "no such key" in failed(keys("remove", "a"))
+
+
+def test_a_key_that_ends_can_be_rotated_and_ends_no_later(keys: Keys) -> None:
+    let_the_new_key_go(keys, 1.0)
+    ends = done(keys("list", "a")).partition(", ends ")[2]
+    assert "keys rotate" in failed(keys("add", "a"))
+    new = done(keys("rotate", "a"))
+    first, second = done(keys("list", "a")).splitlines()
+    assert (first[:8], second[:8]) == (told_of(new), told_of(KEY))
+    assert second.endswith(f", ends {ends}")
 
 
 def test_who_has_the_id_next_sees_nothing_of_before(keys: Keys, store_url: str) -> None:
@@ -219,7 +262,7 @@ def test_a_key_that_ends_is_refused_from_then_on(running: tuple[RunningServer, K
     server, keys = running
     done(keys("add", "b", "--key", KEY))
     assert put(server, "b", KEY) == 200
-    done(keys("rotate", "b", "--key", OTHER_KEY, "--overlap-hours", str(0.5 / 3600)))
+    done(keys("rotate", "b", "--key", OTHER_KEY, "--overlap-hours", str(SOON)))
     until(lambda: put(server, "b", KEY) in (401, 429), "the former key has ended")
     assert put(server, "b", OTHER_KEY) == 200
 

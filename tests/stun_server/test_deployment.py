@@ -142,6 +142,9 @@ def test_nothing_acknowledged_is_lost_with_a_worker(tmp_path: Path) -> None:
         except requests.RequestException:  # perhaps in the middle of its answer
             failed.append(name)
             return
+        if answer.status_code == 503:  # a busy machine: it is to be tried again
+            failed.append(name)
+            return
         assert answer.status_code == 200, answer.text
         acknowledged.append(name)
 
@@ -161,8 +164,8 @@ def test_nothing_acknowledged_is_lost_with_a_worker(tmp_path: Path) -> None:
         assert len(acknowledged) + len(failed) == 500
         assert set(acknowledged) <= all_listed()
         until(lambda: len(workers(server) - {victim}) == 2, "the master replaces the worker")
-        for name in failed.copy():
-            one(name)
+        while failed:
+            one(failed.pop())
         assert set(wanted) == set(acknowledged) == all_listed()
 
 

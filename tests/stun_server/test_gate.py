@@ -1,58 +1,26 @@
-"""Who may see and change a cluster: keys, and limits on those who try."""
+"""Who may see and change a cluster: keys, and limits on new clusters."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from stun_server.gate import (
-    FAILURE_WINDOW,
-    LARGEST_FAILURES,
-    LARGEST_NEW_CLUSTERS,
-    NEW_CLUSTER_WINDOW,
-    Gate,
-)
+from stun_server.gate import LARGEST_NEW_CLUSTERS, NEW_CLUSTER_WINDOW, Gate
 from stun_server.keys import fingerprint, hash_of
 from stun_server.problems import ClusterFull, InvalidRequest, KeyRefused, TooManyFailures
-from stun_server.registry import Asker
+from stun_server.registry import Asker, Registration, Registry
 from stun_server.settings import RegistrySettings
 from stun_server.store import AuditEvent, ClusterKey, Store
+from tests.stun_server.gates import ASKER, KEY, OTHER_KEY, WRONG_KEY
+from tests.stun_server.store_steps import event, put, record, set_keys
 from tests.stun_server.timed_stores import START, TimedStore
 
-KEY, OTHER_KEY, WRONG_KEY = (f"{name}-{'k' * 32}" for name in ("right", "other", "wrong"))
-ASKER = Asker("192.0.2.1", request_id="request-1")
-
-
-@pytest.fixture
-def gate_of(timed: TimedStore, store: Store) -> Callable[..., Gate]:
-    """Gates of several processes with one store; their settings are the arguments."""
-
-    def make(on_event: Callable[[AuditEvent], None] = lambda event: None, **given: Any) -> Gate:
-        return Gate(store, RegistrySettings(**given), wall=timed.wall, on_event=on_event)
-
-    return make
-
-
-@pytest.fixture
-def gate(gate_of: Callable[..., Gate]) -> Gate:
-    """One that is open for new clusters."""
-    return gate_of()
-
-
-def set_keys(store: Store, cluster_id: str, *keys: ClusterKey) -> None:
-    event = AuditEvent(START, "key-add", cluster_id)
-    store.change_keys(cluster_id, lambda held: keys, event)
-
-
-def fail(gate: Gate, source: str, times: int = LARGEST_FAILURES) -> None:
-    """Uses up what a source may fail in a window."""
-    for _ in range(times):
-        with pytest.raises(KeyRefused):
-            gate.admit("a", WRONG_KEY, Asker(source))
-
+REGISTRATION = Registration("0", "run-1", "10.0.0.1", 8189, "LEADER")
 
 # Keys.
 
@@ -148,7 +116,8 @@ def test_two_keys_are_good_while_they_are_exchanged(
 def test_a_cluster_whose_keys_have_all_ended_is_not_for_the_next_who_comes(
     gate: Gate, store: Store, timed: TimedStore
 ) -> None:
-    set_keys(store, "a", ClusterKey(hash_of(KEY), START - 10, START - 1, True))
+    set_keys(store, "a", ClusterKey(hash_of(KEY), START, START + 1, True))
+    timed.wall.at = START + 1
     for key in (KEY, OTHER_KEY):
         with pytest.raises(KeyRefused):
             gate.admit_new("a", key, ASKER)
@@ -190,84 +159,58 @@ def test_first_registrations_at_once_set_one_key(
     assert [each.event for each in told] == ["key-set"]
 
 
-# Limits.
+# Keys that go between the gate and the step.
 
 
-def test_a_source_that_fails_too_often_is_refused_by_every_process(
-    gate_of: Callable[..., Gate], timed: TimedStore
+def registry_of(store: Store, timed: TimedStore, **given: Any) -> Registry:
+    return Registry(store, RegistrySettings(**given), wall=timed.wall)
+
+
+def test_a_key_that_goes_after_the_gate_registers_and_removes_nothing(
+    gate: Gate, store: Store, timed: TimedStore
 ) -> None:
-    first, second = gate_of(), gate_of()
-    first.admit_new("a", KEY, Asker("192.0.2.9"))
-    fail(first, ASKER.source, LARGEST_FAILURES // 2)
-    fail(second, ASKER.source, LARGEST_FAILURES - LARGEST_FAILURES // 2)
-    for gate in (first, second, first):
-        with pytest.raises(TooManyFailures, match=r"192\.0\.2\.1 has sent") as caught:
-            gate.admit("a", WRONG_KEY, ASKER)
-        assert 0 < (caught.value.retry_after or 0) <= FAILURE_WINDOW
-        with pytest.raises(TooManyFailures):
-            gate.admit("a", KEY, ASKER)  # the right one tells nobody that it is
-    second.admit("a", KEY, Asker("192.0.2.2"))
-    timed.wall.at += caught.value.retry_after or 0
-    assert second.admit("a", KEY, ASKER)
-
-
-def test_a_right_key_of_before_is_good_while_its_source_is_refused(gate: Gate) -> None:
-    gate.admit_new("a", KEY, ASKER)
-    fail(gate, ASKER.source)
-    with pytest.raises(TooManyFailures):
-        gate.admit("a", WRONG_KEY, ASKER)
-    assert gate.admit("a", KEY, ASKER)
-    assert gate.clusters_of(KEY, ASKER) == ["a"]
-
-
-def test_a_key_of_one_cluster_does_not_serve_to_try_another(gate: Gate) -> None:
-    gate.admit_new("b", KEY, ASKER)
-    for _ in range(LARGEST_FAILURES):
+    registry = registry_of(store, timed)
+    admitted = gate.admit_new("a", KEY, ASKER)
+    registry.register("a", REGISTRATION, admitted)
+    set_keys(store, "a")
+    with pytest.raises(KeyRefused):
+        registry.register("a", REGISTRATION, admitted)
+    assert store.listing("a").leases == ()
+    assert store.revisions(["a"]) == {"a": 0}
+    assert store.audit("a", limit=10) == []
+    other = gate.admit_new("a", OTHER_KEY, Asker("192.0.2.2"))  # the id is another's by now
+    registry.register("a", REGISTRATION, other)
+    for act in (
+        lambda: registry.register("a", replace(REGISTRATION, boot_id="run-2"), admitted),
+        lambda: registry.remove("a", "0", admitted),
+    ):
         with pytest.raises(KeyRefused):
-            gate.admit("a", KEY, ASKER)
-    with pytest.raises(TooManyFailures):
-        gate.admit("a", KEY, ASKER)
-    assert gate.admit("b", KEY, ASKER)
+            act()
+    assert [lease.boot_id for lease in store.listing("a").leases] == ["run-1"]
 
 
-def test_a_source_that_is_refused_founds_no_cluster(gate: Gate, store: Store) -> None:
-    fail(gate, ASKER.source)
-    with pytest.raises(TooManyFailures):
-        gate.admit("a", WRONG_KEY, ASKER)
-    with pytest.raises(TooManyFailures):
-        gate.admit_new("a", KEY, ASKER)
+def test_a_key_that_ends_after_the_gate_registers_nothing(
+    gate: Gate, store: Store, timed: TimedStore
+) -> None:
+    set_keys(store, "a", ClusterKey(hash_of(KEY), START, START + 1))
+    admitted = gate.admit("a", KEY, ASKER)
+    timed.wall.at = START + 1
+    with pytest.raises(KeyRefused):
+        registry_of(store, timed).register("a", REGISTRATION, admitted)
+
+
+def test_the_operators_clusters_need_no_key_in_the_store(
+    gate_of: Callable[..., Gate], store: Store, timed: TimedStore
+) -> None:
+    given = {"cluster_keys": {"a": (KEY,)}}
+    admitted = gate_of(**given).admit_new("a", KEY, ASKER)
+    registry = registry_of(store, timed, **given)
+    registry.register("a", REGISTRATION, admitted)
+    registry.remove("a", "0", admitted)
     assert store.keys("a") == ()
 
 
-def test_requests_without_a_key_count_for_nothing(gate: Gate) -> None:
-    gate.admit_new("a", KEY, Asker("192.0.2.9"))
-    for _ in range(3 * LARGEST_FAILURES):
-        with pytest.raises(KeyRefused):
-            gate.admit("a", "", ASKER)
-    assert gate.admit("a", KEY, ASKER)
-
-
-@pytest.mark.parametrize(
-    ("source", "same", "other"),
-    [
-        ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"),
-        ("fe80::1%eth0", "fe80::2%eth1", "fe81::1"),
-        ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2"),
-        ("192.0.2.1", "192.0.2.1", "192.0.2.3"),
-        ("", "", "192.0.2.1"),
-        ("a unix socket", "a unix socket", "another"),
-    ],
-)
-def test_a_source_is_an_address_or_an_ipv6_network(
-    gate: Gate, source: str, same: str, other: str
-) -> None:
-    fail(gate, source)
-    with pytest.raises(TooManyFailures):
-        gate.admit("a", WRONG_KEY, Asker(source))
-    with pytest.raises(TooManyFailures):
-        gate.admit("a", WRONG_KEY, Asker(same))
-    with pytest.raises(KeyRefused):
-        gate.admit("a", WRONG_KEY, Asker(other))
+# Limits on new clusters.
 
 
 def test_one_source_makes_so_many_clusters_and_no_more(
@@ -299,27 +242,54 @@ def test_the_server_takes_so_many_clusters_and_no_more(
     gate.admit_new("a", KEY, ASKER)
 
 
-def test_a_flood_of_wrong_keys_writes_nothing_more(
-    gate_of: Callable[..., Gate], store: Store
+def outcomes(gate: Gate, at_once: Callable[..., list[str]], threads: int) -> Counter[str]:
+    """Of so many registrations of new clusters by one source at once."""
+    numbers = itertools.count()
+
+    def found() -> str:
+        try:
+            gate.admit_new(f"c{next(numbers)}", KEY, ASKER)
+        except (ClusterFull, TooManyFailures) as problem:
+            return problem.code
+        return "founded"
+
+    return Counter(at_once(found, threads=threads, times=3))
+
+
+def test_new_clusters_at_once_are_no_more_than_one_source_may_make(
+    gate: Gate, store: Store, at_once: Callable[..., list[str]]
 ) -> None:
-    counted = Counting(store)
-    gate = Gate(counted, RegistrySettings(), wall=lambda: START)
-    for _ in range(5 * LARGEST_FAILURES):
-        with pytest.raises((KeyRefused, TooManyFailures)):
-            gate.admit("a", WRONG_KEY, ASKER)
-    assert counted.writes == LARGEST_FAILURES + 1
+    told = outcomes(gate, at_once, 16)
+    assert told == {"founded": LARGEST_NEW_CLUSTERS, "too_many_failures": 18}
+    assert store.totals().clusters == LARGEST_NEW_CLUSTERS
 
 
-class Counting:
-    """The store, and how often something was counted in it."""
+def test_new_clusters_at_once_are_no_more_than_the_server_takes(
+    gate_of: Callable[..., Gate], store: Store, at_once: Callable[..., list[str]]
+) -> None:
+    gate = gate_of(largest_cluster_count=2)
+    told = outcomes(gate, at_once, 8)
+    assert (told["founded"], store.totals().clusters) == (2, 2)
+    assert told["full"] == 22
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.writes = 0
 
-    def count(self, bucket: str, *, window: float, wall: float) -> int:
-        self.writes += 1
-        return self._store.count(bucket, window=window, wall=wall)
+def test_the_instances_of_one_new_cluster_count_once(
+    gate: Gate, store: Store, at_once: Callable[..., list[str]]
+) -> None:
+    def register() -> str:
+        return gate.admit_new("a", KEY, ASKER).key_fingerprint
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+    at_once(register, threads=LARGEST_NEW_CLUSTERS + 2, times=1)
+    made = f"new:{ASKER.source}"
+    assert store.count_of(made, window=NEW_CLUSTER_WINDOW, wall=START) == 1
+
+
+def test_who_founds_a_cluster_sees_nothing_of_what_was_there_without_a_key(
+    gate: Gate, store: Store
+) -> None:
+    put(store, "a")
+    record(store, event(cluster_id="a", detail="of another's"))
+    gate.admit_new("a", KEY, ASKER)
+    assert store.listing("a").leases == ()
+    assert [each.event for each in store.audit("a", limit=10)] == ["key-set"]
+    assert store.clusters_with_expired() == []

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from stun_server.app import LARGEST_BODY
 from stun_server.keys import hash_of
+from stun_server.store import AuditEvent
 from tests.stun_server.apps import (
     KEY,
     OTHER_KEY,
@@ -257,6 +258,20 @@ def test_a_source_with_too_many_wrong_keys_is_told_when_to_come_back(
     assert client.get("/instances/a").status_code == 200
 
 
+def test_a_neighbours_wrong_keys_hold_up_nobody_in_any_process(
+    site: Site, client: FlaskClient, tmp_path: Path
+) -> None:
+    client.put(lease_path(), json=new_body())
+    with running_site(store=f"sqlite:///{tmp_path}/registry.sqlite3") as restarted:
+        wrong = restarted.client(OTHER_KEY)
+        answers = [wrong.get("/instances/a") for _ in range(25)]  # of two windows at most
+        refusal(answers[-1], 429, "too_many_failures")
+        again = restarted.client()
+        assert again.post("/heartbeat/a/0").status_code == 200
+        assert again.put(lease_path(), json=new_body()).status_code == 200
+        assert again.get("/v1/clusters").status_code == 200
+
+
 def test_no_key_is_in_any_log_or_answer(
     site: Site, client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,6 +296,45 @@ def test_no_key_is_in_any_log_or_answer(
 
 
 # Around each request.
+
+
+def read_by(site: Site, path: str) -> tuple[object, str]:
+    """What reads the store for that route."""
+    is_audit = path.endswith("audit")
+    return (site.service.store, "audit") if is_audit else (site.service.registry, "listing")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/instances/a", None),
+        ("GET", "/v1/clusters/a", None),
+        ("GET", "/v1/clusters/a/audit", None),
+        ("POST", "/register-instance", old_body()),
+        ("PUT", lease_path(), new_body()),
+    ],
+)
+def test_an_id_that_changes_hands_while_the_store_is_read_is_refused(
+    site: Site,
+    client: FlaskClient,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+) -> None:
+    client.put(lease_path(), json=new_body())
+    other, (where, name) = site.client(OTHER_KEY), read_by(site, path)
+    read = getattr(where, name)
+
+    def read_when_it_is_anothers(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(where, name, read)
+        event = AuditEvent(0.0, "key-remove", "a")
+        site.service.store.change_keys("a", lambda held: (), event)
+        assert other.put(lease_path(), json=new_body(address="10.6.6.6")).status_code == 200
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(where, name, read_when_it_is_anothers)
+    refusal(client.open(path, method=method, json=body), 401, "key_refused")
 
 
 def test_a_request_id_is_kept_or_made(client: FlaskClient) -> None:

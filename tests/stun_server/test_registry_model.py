@@ -25,6 +25,7 @@ from tests.stun_server.timed_stores import TimedRedis, TimedSqlite, TimedStore
 
 TTL = 70  # seconds
 LATE_WITH = 35  # seconds left, or less: between two tens
+OPERATORS = {"a": ("any-key",), "b": ("any-key",)}  # so that the store needs none
 SILENCE = 15  # between two tens
 INSTANCE_LIMIT = 2
 CLUSTERS = st.sampled_from(["a", "b"])
@@ -85,7 +86,9 @@ class RegistryMachine(RuleBasedStateMachine):
         self.store.resume(ttl=TTL, silence=SILENCE)
         self.registry = Registry(
             self.store,
-            RegistrySettings(instance_timeout=TTL, largest_cluster=INSTANCE_LIMIT),
+            RegistrySettings(
+                instance_timeout=TTL, largest_cluster=INSTANCE_LIMIT, cluster_keys=OPERATORS
+            ),
             wall=self.timed.wall,
             on_event=self.tell,
         )
@@ -300,7 +303,8 @@ def test_registry_and_model_agree_on_redis(redis_server: RedisServer) -> None:
 
 def test_a_lease_remembers_the_latest_of_those_it_was_taken_from(tmp_path: Path) -> None:
     timed = TimedSqlite(tmp_path / "registry.sqlite3")
-    registry = Registry(timed.opened(), RegistrySettings(instance_timeout=TTL))
+    operators = RegistrySettings(instance_timeout=TTL, cluster_keys=OPERATORS)
+    registry = Registry(timed.opened(), operators)
 
     def register(run: int) -> Lease:
         registration = Registration("0", f"run-{run}", "10.0.0.1", 8189, "LEADER")

@@ -10,11 +10,15 @@ import pytest
 from stun_server.store import (
     ClusterKey,
     ClusterView,
+    Founding,
+    FoundingLimits,
     Lease,
     Renewal,
     Store,
 )
 from stun_server.store.base import AUDIT_PER_CLUSTER
+from stun_server.store.redis import RedisStore
+from tests.stun_server.redis_server import RedisServer
 from tests.stun_server.store_steps import (
     CANDIDATES,
     TTL,
@@ -215,6 +219,34 @@ def test_keys_that_stay_as_they_are_are_no_event(store: Store) -> None:
     assert store.audit("a", limit=10) == before
 
 
+def test_a_step_sees_the_keys_of_its_cluster(store: Store) -> None:
+    set_keys(store, "a", key("1"), key("2", START + 1))
+    set_keys(store, "b", key("3"))
+    assert store.update("a", lambda view: view.keys()) == store.keys("a")
+    assert store.update("c", lambda view: view.keys()) == ()
+
+
+def test_a_step_during_which_redis_loses_the_last_key_is_run_again(
+    redis_server: RedisServer,
+) -> None:
+    store, other = RedisStore(redis_server.url), RedisStore(redis_server.url)
+    set_keys(store, "a", key("1"))
+    seen = []
+
+    def step(view: ClusterView) -> None:
+        seen.append(view.keys())
+        if len(seen) == 1:
+            set_keys(other, "a")
+        if view.keys():
+            view.put(lease(view))
+
+    store.update("a", step)
+    assert seen == [(key("1"),), ()]
+    assert store.listing("a").leases == ()
+    store.close()
+    other.close()
+
+
 def test_a_change_of_keys_that_raises_has_done_nothing(store: Store) -> None:
     set_keys(store, "a", key("1"))
 
@@ -225,6 +257,46 @@ def test_a_change_of_keys_that_raises_has_done_nothing(store: Store) -> None:
         store.change_keys("a", fails, event("key-remove"))
     assert store.keys("a") == (key("1"),)
     assert [each.event for each in store.audit("a", limit=10)] == ["key-set"]
+
+
+def test_keys_that_have_ended_are_left_out_of_the_next_change(
+    timed: TimedStore, store: Store
+) -> None:
+    ending = key("1", expires_at=START + 10)
+    set_keys(store, "a", key("2"), ending)
+    timed.wall.at = START + 10
+    assert store.change_keys("a", lambda held: held, event()) == (key("2"),)
+    assert store.keys("a") == (ending, key("2"))  # no change, no event
+    set_keys(store, "a", key("3"), ending)
+    assert store.keys("a") == (key("3"),)
+    assert store.clusters_with_key(ending.key_hash) == []
+    assert store.change_keys("a", lambda held: (ending,), event("key-remove")) == ()
+    assert (store.keys("a"), store.audit("a", limit=10)) == ((), [])  # so none is left
+
+
+def test_a_first_key_is_for_a_cluster_that_never_had_one(timed: TimedStore, store: Store) -> None:
+    limits = FoundingLimits(clusters=3, bucket="new:x", tries=4, window=60.0)
+
+    def found(cluster_id: str, digit: str = "1") -> Founding:
+        added = key(digit, timed.wall())
+        return store.found(cluster_id, added, event("key-set", cluster_id), limits)
+
+    set_keys(store, "ended", key("9", expires_at=START + 1))
+    timed.wall.at = START + 1
+    assert found("ended") is Founding.HELD
+    assert [found("a"), found("a", "2"), found("b")] == [
+        *(Founding.DONE, Founding.HELD, Founding.DONE)
+    ]
+    assert store.keys("a") == (key("1", START + 1),)
+    assert store.audit("a", limit=10) == [event("key-set")]
+    assert store.clusters_with_key(key("1").key_hash) == ["a", "b"]
+    assert store.totals().clusters == 3
+    assert [found("c") for _ in range(3)] == [*[Founding.FULL] * 2, Founding.TOO_MANY]
+    assert store.keys("c") == ()
+    assert store.count_of("new:x", window=60.0, wall=START) == 4
+    timed.wall.at = START + 60
+    assert store.count_of("new:x", window=60.0, wall=timed.wall()) == 0
+    assert found("c") is Founding.FULL
 
 
 def test_clusters_are_found_by_their_keys(store: Store) -> None:
@@ -281,6 +353,15 @@ def test_clusters_with_an_operators_key_are_never_forgotten(store: Store) -> Non
     set_keys(store, "theirs", key("3"))
     assert store.forget_idle(before=START + 100) == ["theirs"]
     assert len(store.keys("both")) == 2
+
+
+def test_an_operators_key_keeps_a_cluster_until_its_end_is_long_ago(
+    timed: TimedStore, store: Store
+) -> None:
+    set_keys(store, "a", key("1", is_operators=True, expires_at=START + 50))
+    assert store.forget_idle(before=START + 50) == []
+    timed.wall.at = START + 200
+    assert store.forget_idle(before=START + 51) == ["a"]
 
 
 def test_the_latest_of_key_and_change_counts_for_idleness(timed: TimedStore, store: Store) -> None:

@@ -28,7 +28,9 @@ WAITING = 16  # requests that the workers find when they go on
 
 
 def registry_of(store: Store) -> Registry:
-    return Registry(store, RegistrySettings(instance_timeout=TTL))
+    # An operator's cluster: the store needs no key.
+    settings = RegistrySettings(instance_timeout=TTL, cluster_keys={"a": ("any-key",)})
+    return Registry(store, settings)
 
 
 def renew(store: Store, cluster_id: str = "a", instance_id: str = "0") -> Renewal:

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from stun_server.schemas import LARGEST_INDEX
-from stun_server.store import AuditEvent, StoreUnavailable, open_store
+from stun_server.store import AuditEvent, Listing, StoreUnavailable, open_store
 from stun_server.waiting import ChangeWatch
 from tests.stun_server.apps import Site, lease_path, new_body, old_body, refusal, running_site
 from tests.stun_server.asking import TIMEOUT, until
@@ -62,6 +62,24 @@ def ids(answer: TestResponse) -> list[str]:
 
 
 # Without waiting.
+
+
+def test_304_tells_of_the_list_that_was_compared(
+    site: Site, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etag = client.get("/v1/clusters/a").headers["ETag"]
+    listing, other = site.service.registry.listing, site.client()
+
+    def listing_before_a_change(cluster_id: str) -> Listing:
+        found = listing(cluster_id)
+        monkeypatch.setattr(site.service.registry, "listing", listing)
+        other.put(lease_path("a", "1"), json=new_body())
+        return found
+
+    monkeypatch.setattr(site.service.registry, "listing", listing_before_a_change)
+    answer = client.get("/v1/clusters/a", headers={"If-None-Match": etag})
+    assert (answer.status_code, answer.headers["ETag"]) == (304, etag)
+    assert ids(client.get("/v1/clusters/a", headers={"If-None-Match": etag})) == ["0", "1"]
 
 
 @pytest.mark.parametrize("path", ["/instances/a", "/v1/clusters/a"])
@@ -164,7 +182,6 @@ def test_a_key_that_is_taken_away_ends_the_waiting(
     answer = park(site, since(client))
     event = AuditEvent(0.0, "key-remove", "a")
     site.service.store.change_keys("a", lambda held: (), event)
-    site.service.store.update("a", lambda view: view.bump())
     refusal(answer.result(ANSWERED), 401, "key_refused")
 
 
@@ -177,10 +194,13 @@ class Wavering:
     def __init__(self) -> None:
         self.revision = 5
         self.is_away = False
+        self.hangs_until = threading.Event()
+        self.hangs_until.set()
         self.asked = threading.Semaphore(0)
 
     def revisions(self, cluster_ids: Collection[str]) -> dict[str, int]:
         self.asked.release()
+        self.hangs_until.wait(2 * ANSWERED)
         if self.is_away:
             raise StoreUnavailable("STUN_STORE, away")
         return dict.fromkeys(cluster_ids, self.revision)
@@ -211,10 +231,32 @@ def test_waiting_outlasts_a_store_that_is_away(watch: ChangeWatch, wavering: Wav
 
 def test_nobody_waits_for_what_has_come(watch: ChangeWatch, wavering: Wavering) -> None:
     with ThreadPoolExecutor(2) as pool:
-        pool.submit(watch.wait, "a", 7, WAIT)  # has read a later revision than the watch
+        wavering.revision = 7
+        pool.submit(watch.wait, "a", 7, WAIT)
         until(lambda: watch.waiting == 1, "it waits")
         assert pool.submit(watch.wait, "a", 5, WAIT).result(ANSWERED) is True
         wavering.revision = 8
+
+
+def test_a_revision_that_begins_anew_wakes(watch: ChangeWatch, wavering: Wavering) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(watch.wait, "a", 5, WAIT)
+        until(lambda: watch.waiting == 1, "it waits")
+        wavering.revision = 0
+        assert answer.result(ANSWERED) is True
+
+
+def test_a_store_that_hangs_keeps_nobody_from_being_sent_away(
+    watch: ChangeWatch, wavering: Wavering
+) -> None:
+    wavering.hangs_until.clear()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(watch.wait, "a", 5, WAIT)
+        assert wavering.asked.acquire(timeout=ANSWERED)
+        watch.close()
+        assert answer.result(ANSWERED) is False
+        assert not wavering.hangs_until.is_set()
+        wavering.hangs_until.set()
 
 
 def test_a_watch_that_is_closed_lets_nobody_wait(watch: ChangeWatch) -> None:

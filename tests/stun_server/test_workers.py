@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
+import select
 import signal
 import socket
 import time
@@ -82,6 +85,43 @@ def test_clients_that_send_no_body_stop_nobody_else(tmp_path: Path) -> None:
         answers = {each.recv(12) for each in slow}
         assert answers <= {b"HTTP/1.1 408", b"HTTP/1.1 503"}
         until(lambda: register(server.url, "c", "1").status_code == 200, "bodies are taken again")
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["that_comes_whole", "that_never_ends"])
+def test_an_answer_to_half_a_body_is_not_taken_back_by_the_rest(
+    tmp_path: Path, whole: bool
+) -> None:
+    head = (
+        f"POST /register-instance HTTP/1.1\r\nHost: x\r\nX-Cluster-Key: {KEY}\r\n"
+        "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    )
+    piece = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+    with (
+        running_server(tmp_path, STUN_WORKERS="1") as server,
+        socket.create_connection((LOOPBACK, server.port), TIMEOUT) as client,
+    ):
+        client.sendall(head.encode() + 70 * piece)
+        select.select([client], [], [], TIMEOUT)
+        for _ in range(100):  # the first one would bring a reset, and the next fail
+            client.sendall(piece)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == 413
+        assert json.loads(answer.read())["code"] == "request_entity_too_large"
+        assert register(server.url, "c", "0").status_code == 200  # it holds nobody else up
+        if whole:
+            client.sendall(b"0\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+        else:
+            until(lambda: is_closed(client), "the server waits no longer")
+
+
+def is_closed(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"1\r\nx\r\n")
+    except OSError:
+        return True
+    return False
 
 
 def test_an_idle_connection_holds_up_no_stop(tmp_path: Path) -> None:

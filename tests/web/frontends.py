@@ -31,10 +31,12 @@ class Frontend:
     """Extensions may put buttons beside Run: since 1.31."""
     owns_promoted_values: bool
     """The value of a widget that a subgraph shows belongs to the subgraph's node."""
+    has_nodes_2: bool
+    """For everybody; before, it is a trial that hardly anybody turns on."""
 
 
-OLDEST = Frontend("1.27", f"{PACKAGE}==1.27.10", False, False)
-NEWEST = Frontend("1.58", f"{PACKAGE}==1.58.*", True, True)
+OLDEST = Frontend("1.27", f"{PACKAGE}==1.27.10", False, False, False)
+NEWEST = Frontend("1.58", f"{PACKAGE}==1.58.*", True, True, True)
 
 
 @functools.cache

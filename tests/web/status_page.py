@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,6 +139,24 @@ class ClusterClient:
 
     def heartbeat(self, instance_id: str) -> None:
         self._ask("POST", f"{instance_id}/heartbeat")
+
+    @contextmanager
+    def heartbeats(self, instance_id: str) -> Iterator[None]:
+        """One after the other, as of an instance that runs."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.is_set():
+                self.heartbeat(instance_id)
+                is_over.wait(0.5)
+
+        beating = threading.Thread(target=beat)
+        beating.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            beating.join()
 
     def remove(self, instance_id: str) -> None:
         self._ask("DELETE", instance_id)
