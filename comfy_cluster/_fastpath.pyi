@@ -303,6 +303,24 @@ def undo_up_filter(rows: Buffer, row_size: int) -> None:
     The inverse of PNG's "up" filter (RFC 2083 section 6.4). ValueError: no whole rows.
     """
 
+def pack_rows(rows: Buffer, row_size: int, *, stride: int, has_above: bool) -> bytearray:
+    """Rows of bytes in few bits each; _fastpath_py/bitpack.py tells the form.
+
+    `stride`: bytes of a pixel, of which a row has a whole number. `has_above`: the first row is not
+    packed; it is the one above the others, which has to be there when they are unpacked.
+    ValueError: no whole rows, or none to pack. MemoryError.
+    """
+
+def unpack_rows(
+    packed: Buffer, rows: Buffer, row_size: int, *, stride: int, has_above: bool
+) -> bool:
+    """Fill `rows` from what `pack_rows` made of so many bytes; with `has_above` all but the first.
+
+    False, before anything is written, if the head of `packed` does not fit its size and that of the
+    rows. Blocks that are wider than they need to be, and what fills the last one up, are no matter.
+    ValueError: no whole rows, or none to fill.
+    """
+
 # The raw ceiling, for benchmarks: memory to memory over UDP with no protocol. Where HAS_CEILING is
 # false (the pure-Python engine; not Linux) both raise OSError (ENOSYS).
 

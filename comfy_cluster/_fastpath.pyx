@@ -17,6 +17,11 @@
 # because their finalisers may call the engine.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport (
+    PyByteArray_AS_STRING,
+    PyByteArray_FromStringAndSize,
+    PyByteArray_Resize,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.pythread cimport (
     PyThread_acquire_lock,
@@ -70,6 +75,7 @@ include "_fastpath_parts/python_values.pxi"
 include "_fastpath_parts/packet_engine.pxi"
 include "_fastpath_parts/ceiling.pxi"
 include "_fastpath_parts/levels.pxi"
+include "_fastpath_parts/bitpack.pxi"
 
 __all__ = [
     "CHUNK_HEADER_SIZE",
@@ -109,10 +115,12 @@ __all__ = [
     "find_levels",
     "pack_chunk_header",
     "pack_header",
+    "pack_rows",
     "pack_sack",
     "parse_chunk_header",
     "parse_header",
     "parse_sack",
     "restore_values",
     "undo_up_filter",
+    "unpack_rows",
 ]

@@ -68,5 +68,7 @@ ceiling_receive = engine.ceiling_receive
 ceiling_send = engine.ceiling_send
 chunk_size_for = engine.chunk_size_for
 find_levels = engine.find_levels
+pack_rows = engine.pack_rows
 restore_values = engine.restore_values
 undo_up_filter = engine.undo_up_filter
+unpack_rows = engine.unpack_rows

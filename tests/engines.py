@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,11 @@ REQUIRE_VARIABLE = "COMFY_CLUSTER_REQUIRE_FASTPATH"
 PYTHON = "python"
 COMPILED = "compiled"
 _MODULES = {PYTHON: "comfy_cluster._fastpath_py", COMPILED: "comfy_cluster._fastpath"}
+
+
+def is_built(name: str) -> bool:
+    """True also where it must be: who loads it then is told that it is not."""
+    return bool(find_spec(_MODULES[name])) or os.environ.get(REQUIRE_VARIABLE) == "1"
 
 
 def load_engine(name: str) -> ModuleType:

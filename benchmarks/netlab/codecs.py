@@ -1,7 +1,7 @@
 """Our codecs on links of the lab, from tensor to tensor, beside `auto`: part of the row `codecs`.
 
     python -m benchmarks.netlab.codecs
-    python -m benchmarks.netlab.codecs --rate 1gbit --codec raw lz4 auto --tensor image noisy
+    python -m benchmarks.netlab.codecs --rate 1gbit --codec raw bitpack auto --tensor image noisy
 
 `comfy-cluster bench codecs` has the same tables on loopback, and what each codec is without a
 network. The relay makes the links, also without a delay: it costs less of what is measured.

@@ -67,6 +67,10 @@ cdef inline bint outgoing_has_unsent(const OutgoingBuffer* buffer) noexcept nogi
     return buffer.next_chunk < buffer.available_chunks
 
 
+cdef inline uint64_t outgoing_bytes_left(const OutgoingBuffer* buffer) noexcept nogil:
+    return buffer.size - <uint64_t>buffer.next_chunk * buffer.chunk_size
+
+
 cdef inline uint64_t incoming_contiguous_size(IncomingBuffer* buffer) noexcept nogil:
     cdef uint64_t size
     while bitmap_has(&buffer.received, buffer.prefix_chunks):

@@ -9,6 +9,7 @@ cdef enum:
     C_SACK_BURST = 64
     C_MAX_GSO_SEGMENTS = 64    # UDP_MAX_SEGMENTS of the kernels before 6.9
     C_MAX_GSO_BYTES = 65000    # below the largest IP packet, whatever the headers
+    C_LAST_WAITS = 5           # of C_STOP_CHECK_INTERVAL, for a full socket after the stop
 
 cdef double C_ERROR_PAUSE = 0.001  # seconds: an error that stays must not spin
 cdef double C_STOP_CHECK_INTERVAL = 0.01  # seconds: a full socket must not delay the end for long
@@ -173,9 +174,11 @@ cdef int loop_send_calls(
 ) noexcept nogil:
     # Hand all calls to the kernel. Returns 0, or the errno of a socket that is beyond use.
     # A packet that the kernel refuses is as lost as one the network dropped: it is sent again.
+    # After the stop too what was chosen leaves, as it may be a GOODBYE.
     cdef int done = 0
+    cdef int last_waits = 0
     cdef int sent
-    while done < call_count and not loops.stop_requested:
+    while done < call_count:
         loops.send_calls += 1
         sent = cc_send_burst(fd, family, &arena.calls, arena.outs + done, call_count - done, use_mmsg)
         if sent >= 0:
@@ -184,6 +187,9 @@ cdef int loop_send_calls(
             return -sent
         elif cc_is_full(-sent):
             loops.socket_full += 1
+            last_waits += loops.stop_requested
+            if last_waits > C_LAST_WAITS:
+                return 0
             if cc_is_writable_when_full(-sent):
                 cc_wait(-1, 0, -1, C_ERROR_PAUSE)
             else:

@@ -347,7 +347,11 @@ cdef inline void flow_on_source_progress(
 
 
 cdef inline void flow_end_turn(PeerFlow* flow) noexcept nogil:
-    if flow.sending_head != flow.sending_tail:
+    cdef OutgoingBuffer* first = flow.sending_head
+    cdef OutgoingBuffer* each = first
+    while each != NULL and outgoing_bytes_left(each) >= outgoing_bytes_left(first):
+        each = each.next_sending
+    if each != NULL:
         flow_append_sending(flow, flow_pop_sending(flow))
 
 

@@ -4,6 +4,7 @@ Same names and behaviour as the compiled `_fastpath`; only `comfy_cluster.fastpa
 """
 
 from .bitmap import HISTORY_WINDOW, ChunkBitmap, ReceiveHistory
+from .bitpack import pack_rows, unpack_rows
 from .ceiling import HAS_CEILING, ceiling_receive, ceiling_send
 from .congestion import CongestionController
 from .engine import MAX_PEERS, PacketEngine
@@ -87,10 +88,12 @@ __all__ = [
     "find_levels",
     "pack_chunk_header",
     "pack_header",
+    "pack_rows",
     "pack_sack",
     "parse_chunk_header",
     "parse_header",
     "parse_sack",
     "restore_values",
     "undo_up_filter",
+    "unpack_rows",
 ]

@@ -57,6 +57,11 @@ class OutgoingBuffer:
         """Whether a chunk that was never sent may go."""
         return self.next_chunk < self.available_chunks
 
+    @property
+    def bytes_left(self) -> int:
+        """Of what was never sent, whether it is here yet or not."""
+        return self.size - self.next_chunk * self.chunk_size
+
     def set_available(self, size: int) -> None:
         """Let go out what lies in the first `size` bytes."""
         is_whole = size == self.size

@@ -20,8 +20,8 @@ _BLOCK = 1 << 16  # values until the next look whether all were levels; they sta
 
 
 def find_levels(values: Buffer, levels: Buffer) -> bool:
-    given = _octets(values)
-    found = _octets(levels, writable=True)
+    given = octets_of(values)
+    found = octets_of(levels, writable=True)
     _check_value_count(len(given), len(found))
     floats = given.view(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -37,8 +37,8 @@ def find_levels(values: Buffer, levels: Buffer) -> bool:
 
 
 def restore_values(levels: Buffer, values: Buffer) -> None:
-    given = _octets(levels)
-    target = _octets(values, writable=True)
+    given = octets_of(levels)
+    target = octets_of(values, writable=True)
     _check_value_count(len(target), len(given))
     floats = target.view(np.float32)
     for start in range(0, len(given), _BLOCK):
@@ -47,7 +47,7 @@ def restore_values(levels: Buffer, values: Buffer) -> None:
 
 
 def undo_up_filter(rows: Buffer, row_size: int) -> None:
-    octets = _octets(rows, writable=True)
+    octets = octets_of(rows, writable=True)
     if row_size < 1 or len(octets) % row_size:
         raise ValueError(f"{len(octets)} bytes are no whole rows of {row_size}")
     lines = octets.reshape(-1, row_size)
@@ -55,7 +55,7 @@ def undo_up_filter(rows: Buffer, row_size: int) -> None:
         np.add(line, above, out=line)
 
 
-def _octets(memory: Buffer, *, writable: bool = False) -> npt.NDArray[np.uint8]:
+def octets_of(memory: Buffer, *, writable: bool = False) -> npt.NDArray[np.uint8]:
     view = memoryview(memory).cast("B")
     if writable and view.readonly:
         raise BufferError("the memory is not writable")

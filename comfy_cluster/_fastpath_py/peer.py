@@ -231,8 +231,9 @@ class PeerFlow:
             self.sending.append(buffer)
 
     def end_turn(self) -> None:
-        """Let the next buffer have its share."""
-        if len(self.sending) > 1:
+        """Let the next buffer have its share, if one that waits has less left to send."""
+        first = self.sending[0].bytes_left if self.sending else 0
+        if any(buffer.bytes_left < first for buffer in self.sending):
             self.sending.rotate(-1)
 
     def next_message(self) -> bytes:

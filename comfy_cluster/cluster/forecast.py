@@ -49,6 +49,7 @@ def _seeds() -> dict[Stage, float]:
     levels = {  # nanoseconds: encode, decode
         "raw": (0.0, 0.0),
         "raw8": (0.7, 0.4),
+        "bitpack": (1.1, 0.9),
         "lz4": (1.6, 1.0),
         "zstd": (2.8, 1.4),
         "png": (16.0, 7.0),
@@ -69,7 +70,8 @@ class CodecSpeeds:
     def __init__(self) -> None:
         self._seeds = _seeds()
         self._measured: dict[Stage, float] = {}
-        self._lock = threading.Lock()  # guards what is measured
+        self._machine_factor = 1.0  # how many times longer than in the table things take here
+        self._lock = threading.Lock()  # guards the fields above
 
     def learn(self, stage: Stage, values: torch.Tensor, *, seconds: float) -> None:
         """That took so many seconds for those values; small tensors teach nothing."""
@@ -80,6 +82,7 @@ class CodecSpeeds:
             before = self._expected(stage)
             bounded = min(max(measured, before / _LARGEST_STEP), before * _LARGEST_STEP)
             self._measured[stage] = before + _WEIGHT * (bounded - before)
+            self._compare_with_table()
 
     def forget_a_little(self) -> None:
         """What was learned comes nearer to the table: called with each forecast."""
@@ -87,6 +90,7 @@ class CodecSpeeds:
             for stage, measured in self._measured.items():
                 seed = self._seeds[stage]
                 self._measured[stage] = seed * (measured / seed) ** (1 - _FORGETTING)
+            self._compare_with_table()
 
     def seconds_per_unit(self, stage: Stage) -> float:
         """Expected; 0.0 where the codec has nothing to do."""
@@ -96,14 +100,13 @@ class CodecSpeeds:
     def _expected(self, stage: Stage) -> float:
         if stage in self._measured:
             return self._measured[stage]
-        return self._seeds.get(stage, 0.0) * self._machine_factor()
+        return self._seeds.get(stage, 0.0) * self._machine_factor
 
-    def _machine_factor(self) -> float:
-        """How many times longer than in the table things take here."""
+    def _compare_with_table(self) -> None:
         factors = sorted(
             measured / self._seeds[stage] for stage, measured in self._measured.items()
         )
-        return factors[len(factors) // 2] if factors else 1.0
+        self._machine_factor = factors[len(factors) // 2] if factors else 1.0
 
 
 @dataclass(frozen=True, slots=True)

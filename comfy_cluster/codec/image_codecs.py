@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from comfy_cluster.codec import blosc, level_files, png, webp
+from comfy_cluster import fastpath
+from comfy_cluster.codec import bitpack, blosc, level_files, png, webp
 from comfy_cluster.errors import CorruptPayload
 
 if TYPE_CHECKING:
     from comfy_cluster.codec.levels import Levels
 
 ImageShape = tuple[int, int, int]  # height, width, channels
-CODECS = ("raw", "raw8", "lz4", "zstd", "png", "webp")
+CODECS = ("raw", "raw8", "bitpack", "lz4", "zstd", "png", "webp")
 BLOCK_CODECS = blosc.COMPRESSORS  # those that also make other tensors smaller
 # What an instance can decode that does not say it: docs/protocol.md, ANNOUNCE.
 UNANNOUNCED_CODECS = frozenset({"raw", "png"})
@@ -62,6 +63,14 @@ IMAGE_CODECS = {
             check=level_files.check_plain,
             decode=level_files.decode_plain,
         ),
+        ImageCodec(
+            name="bitpack",
+            signature=bitpack.SIGNATURE,
+            fits=bitpack.fits_packed,
+            encode=bitpack.encode_packed,
+            check=bitpack.check_packed,
+            decode=bitpack.decode_packed,
+        ),
         *map(_bands, blosc.COMPRESSORS),
         ImageCodec(
             name="png",
@@ -87,6 +96,8 @@ IMAGE_CODECS = {
 def available_codecs() -> tuple[str, ...]:
     """The codecs that work here, in the order of `CODECS`: to encode and to decode."""
     missing = set() if blosc.is_available() else set(blosc.COMPRESSORS)
+    if not fastpath.IS_COMPILED:  # numpy takes thirty times as long, and peers could not know
+        missing.add("bitpack")
     if not webp.is_available():
         missing.add("webp")
     return tuple(name for name in CODECS if name not in missing)

@@ -3,7 +3,8 @@
 How it works. A file is a header and then either the levels as they are, or bands of rows, each one
 piece of Blosc data. In bands the "up" filter of PNG comes first: each row is the difference to the
 row above it, also across bands. That and the bit shuffle cost a few milliseconds for a megapixel,
-and come within 15 % of the size of a PNG file (decisions.md). Any number of channels.
+and come within 15 % of the size of a PNG file (decisions.md). Any number of channels. Header and
+bands are those of "bitpack" too (`bitpack.py`).
 
     0   4   b"CCL0": levels; b"CCL1": bands
     4   4   height, big-endian, as all numbers here
@@ -52,33 +53,47 @@ def fits_bands(shape: tuple[int, int, int]) -> bool:
 
 def encode_plain(levels: Levels) -> bytes:
     """A CCL0 file of levels [H, W, C]."""
-    return b"".join((_header(PLAIN_SIGNATURE, levels), np.ascontiguousarray(levels).data))
+    return b"".join((file_header(PLAIN_SIGNATURE, levels), np.ascontiguousarray(levels).data))
 
 
 def encode_bands(levels: Levels, compressor: str) -> bytes:
     """A CCL1 file of levels [H, W, C]."""
     height, width, channels = levels.shape
     rows = levels.reshape(height, width * channels)
-    parts = [_header(BANDS_SIGNATURE, levels)]
+    parts = [file_header(BANDS_SIGNATURE, levels)]
     count = band_rows(rows.shape[1])
     for start in range(0, height, count):
         check_interruption()
         band = rows[start : start + count]
-        filtered = np.empty_like(band)
-        filtered[0] = band[0] - rows[start - 1] if start else band[0]
-        np.subtract(band[1:], band[:-1], out=filtered[1:])
+        filtered = up_filtered(band)
+        if start:
+            filtered[0] -= rows[start - 1]
         data = blosc.compress(filtered.data.cast("B"), compressor, itemsize=1)
-        parts += (_BAND_HEAD.pack(len(data)), data)
+        parts += (band_head(len(data)), data)
     return b"".join(parts)
 
 
-def _header(signature: bytes, levels: Levels) -> bytes:
+def up_filtered(rows: Levels) -> Levels:
+    """Each row [..., H, row] as its difference to the one above; the first ones as they are."""
+    filtered = np.empty_like(rows)
+    filtered[..., 0, :] = rows[..., 0, :]
+    np.subtract(rows[..., 1:, :], rows[..., :-1, :], out=filtered[..., 1:, :])
+    return filtered
+
+
+def file_header(signature: bytes, levels: Levels) -> bytes:
+    """Of a file of levels [H, W, C]."""
     return signature + _DIMENSIONS.pack(*levels.shape)
+
+
+def band_head(size: int) -> bytes:
+    """What precedes a band of so many bytes."""
+    return _BAND_HEAD.pack(size)
 
 
 def check_plain(data: memoryview, shape: tuple[int, int, int]) -> None:
     """`CorruptPayload` unless `data` are the header and levels of an image of that shape."""
-    _check_header(data, shape)
+    check_header(data, shape)
     height, width, channels = shape
     if len(data) != HEADER_SIZE + height * width * channels:
         raise CorruptPayload(
@@ -90,14 +105,15 @@ def check_bands(data: memoryview, shape: tuple[int, int, int]) -> None:
     """`CorruptPayload` unless header and band headers fit that shape; allocates nothing."""
     if not blosc.is_available():
         raise CorruptPayload("corrupt payload: it is in Blosc data, which needs numcodecs")
-    _check_header(data, shape)
+    check_header(data, shape)
     if not fits_bands(shape):
         raise CorruptPayload(f"corrupt payload: the rows of {list(shape)} are too large for bands")
-    for rows, band in _bands(data, shape):
+    for rows, band in bands_of(data, shape):
         blosc.check(band, rows * shape[1] * shape[2])
 
 
-def _check_header(data: memoryview, shape: tuple[int, int, int]) -> None:
+def check_header(data: memoryview, shape: tuple[int, int, int]) -> None:
+    """`CorruptPayload` unless the header declares that shape."""
     if len(data) < HEADER_SIZE:
         raise CorruptPayload(f"corrupt payload: an image file of {len(data)} bytes")
     declared = _DIMENSIONS.unpack_from(data, 4)
@@ -107,8 +123,8 @@ def _check_header(data: memoryview, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _bands(data: memoryview, shape: tuple[int, int, int]) -> Iterator[tuple[int, memoryview]]:
-    """Row count and data of each band."""
+def bands_of(data: memoryview, shape: tuple[int, int, int]) -> Iterator[tuple[int, memoryview]]:
+    """Row count and data of each band; `CorruptPayload` where they do not end with the file."""
     height, width, channels = shape
     count = band_rows(width * channels)
     offset = HEADER_SIZE
@@ -138,7 +154,7 @@ def decode_bands(data: memoryview, shape: tuple[int, int, int]) -> Levels:
     height, width, channels = shape
     levels: Levels = np.empty((height, width * channels), np.uint8)
     start = 0
-    for count, band in _bands(data, shape):
+    for count, band in bands_of(data, shape):
         check_interruption()
         rows = levels[start : start + count]
         blosc.decompress(band, rows)

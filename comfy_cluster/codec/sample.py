@@ -2,18 +2,20 @@
 
 How it works. A few bands from all over the tensor are looked at: whole rows where it may be an
 8-bit image, since it is the row above that makes a row small. They are compressed by one codec; how
-the others compare to it is known well enough (`_LIKE_ZSTD`).
+the others compare to it is known well enough (`_LIKE_ZSTD`), but for bit packing, which is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from comfy_cluster.codec import blosc
-from comfy_cluster.codec.image_codecs import IMAGE_CODECS
+from comfy_cluster.codec.bitpack import packed_size
+from comfy_cluster.codec.interruption import check_interruption
+from comfy_cluster.codec.level_files import up_filtered
 from comfy_cluster.codec.levels import (
     FLOAT_DTYPES,
     LEVEL_DTYPES,
@@ -40,8 +42,10 @@ class Sample:
     """All of it are 8-bit levels, or are to be rounded to them."""
     itemsize: int
     """Bytes of an element of the tensor."""
-    bands: list[torch.Tensor]
-    """The levels, or the values."""
+    stride: int
+    """Values of a pixel in a band."""
+    bands: torch.Tensor
+    """The levels [band, row, levels], or the values [band, ...]."""
 
     def sizes(self, codecs: Collection[str]) -> dict[str, float]:
         """Expected size by codec, in bytes for a byte of the tensor; raw is 1.0.
@@ -49,6 +53,8 @@ class Sample:
         Half a millisecond if one of them compresses.
         """
         sizes = {"raw": 1.0, "raw8": 1 / self.itemsize if self.is_levels else 1.0}
+        if "bitpack" in codecs and self.is_levels:
+            sizes["bitpack"] = _size_by_bitpack(self)
         like_zstd = _LIKE_ZSTD if self.is_levels else _BLOCKS_LIKE_ZSTD
         if not like_zstd.keys().isdisjoint(codecs):
             by_zstd = _size_by_zstd(self)
@@ -71,21 +77,30 @@ def take_sample(tensor: torch.Tensor, *, is_rounded: bool) -> Sample:
     `is_rounded`: as by precision "uint8".
     """
     bands = _bands(tensor)
-    levels = _levels_of(bands, is_rounded=is_rounded) if _may_be_image(tensor) else None
-    return Sample(levels is not None, tensor.itemsize, bands if levels is None else levels)
+    levels = None
+    if _may_be_image(tensor):
+        rounds = is_rounded and tensor.dtype in FLOAT_DTYPES
+        levels = rounded_levels(bands) if rounds else exact_levels(bands)
+    layout = item_layout(tensor.shape)
+    return Sample(
+        levels is not None,
+        tensor.itemsize,
+        1 if layout is None else min(layout[3], _LEVEL_BAND_SIZE),
+        bands if levels is None else levels,
+    )
 
 
 def _may_be_image(tensor: torch.Tensor) -> bool:
     return tensor.dtype in LEVEL_DTYPES and item_layout(tensor.shape) is not None
 
 
-def _bands(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Contiguous copies, on the CPU, of [rows, row] that lie together, from all over the tensor."""
+def _bands(tensor: torch.Tensor) -> torch.Tensor:
+    """Contiguous, on the CPU: [band, row, values], rows that lie together, from all over."""
     layout = item_layout(tensor.shape)
     if layout is None:
         limit = _VALUE_BAND_SIZE // tensor.itemsize
         places = [index / (_BAND_COUNT - 1) for index in range(_BAND_COUNT)]
-        return [copy_of(_some_of(tensor, place, limit)) for place in places]
+        return _stacked([_some_of(tensor, place, limit) for place in places])
     item_count, height, width, channels = layout
     columns = min(width, max(1, _LEVEL_BAND_SIZE // (2 * channels)))  # two rows at least
     count = min(height, max(2, _LEVEL_BAND_SIZE // (columns * channels)))
@@ -95,9 +110,19 @@ def _bands(tensor: torch.Tensor) -> list[torch.Tensor]:
     for number in range(max(len(items), len(rows))):
         item = tensor if tensor.ndim == 2 else tensor[items[number % len(items)]]
         start = rows[number % len(rows)]
-        band = copy_of(item[start : start + count, :columns])
-        bands.append(band.reshape(count, -1)[:, :_LEVEL_BAND_SIZE])
-    return bands
+        band = item[start : start + count, :columns]
+        bands.append(band if band.ndim == 2 else band[..., :_LEVEL_BAND_SIZE])
+    return _stacked(bands).reshape(len(bands), count, -1)
+
+
+def _stacked(bands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Copies of bands of one shape."""
+    first = bands[0]
+    target = torch.empty((len(bands), *first.shape), dtype=first.dtype, device="cpu")
+    for band, place in zip(bands, target, strict=True):
+        check_interruption()
+        place.copy_(band.detach())
+    return target
 
 
 def _some_of(values: torch.Tensor, place: float, limit: int) -> torch.Tensor:
@@ -118,28 +143,20 @@ def _starts(size: int, count: int) -> list[int]:
     return [index * (size - count) // (number - 1) for index in range(number)]
 
 
-def _levels_of(bands: list[torch.Tensor], *, is_rounded: bool) -> list[torch.Tensor] | None:
-    levels = []
-    for band in bands:
-        rounds = is_rounded and band.dtype in FLOAT_DTYPES
-        found = rounded_levels(band) if rounds else exact_levels(band)
-        if found is None:
-            return None
-        levels.append(found)
-    return levels
+def _size_by_bitpack(sample: Sample) -> float:
+    bands = sample.bands.numpy()
+    if bands.shape[1] == 1:  # each row needs one above it
+        return 1.0
+    size = sum(packed_size(band, sample.stride) for band in bands)
+    return min(1.0, size / (bands[:, 1:].size * sample.itemsize))
 
 
 def _size_by_zstd(sample: Sample) -> float:
     if not blosc.is_available():
         return 0.5 / sample.itemsize if sample.is_levels else 1.0
-    size = sum(band.numel() for band in sample.bands) * sample.itemsize
     if sample.is_levels:
-        encode = IMAGE_CODECS["zstd"].encode
-        return sum(len(encode(band.numpy()[..., None])) for band in sample.bands) / size
-    compressed = [
-        blosc.compress(
-            band.reshape(-1).view(torch.uint8).numpy().data, "zstd", itemsize=band.itemsize
-        )
-        for band in sample.bands
-    ]
-    return sum(map(len, compressed)) / max(size, 1)
+        data, itemsize = up_filtered(sample.bands.numpy()), 1
+    else:
+        data, itemsize = sample.bands.reshape(-1).view(torch.uint8).numpy(), sample.itemsize
+    compressed = blosc.compress(data.data.cast("B"), "zstd", itemsize=itemsize)
+    return len(compressed) / max(sample.bands.numel() * sample.itemsize, 1)

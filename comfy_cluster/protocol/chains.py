@@ -115,7 +115,9 @@ class Chains:
         message_type: MessageType,
         now: float,
     ) -> dict[int, int]:
-        """Begin to send along `peers`; return the transfer id of each."""
+        """Begin to send along `peers`; return the transfer id of each. Without peers: nothing."""
+        if not peers:
+            return {}
         payload_id = self._outgoing.new_buffer_id()
         receivers = {peer: _Receiver(self._outgoing.new_buffer_id()) for peer in peers}
         chain = _Chain(payload_id, key, payload, message_type, tuple(peers), receivers)

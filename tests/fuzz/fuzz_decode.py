@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from comfy_cluster.codec import CODECS, Assembly, contents_of, decode, encode
+from comfy_cluster.codec.bitpack import SIGNATURE as PACKED_SIGNATURE
 from comfy_cluster.codec.blocks import BLOCK_SIZE, check_blocks, decode_blocks
 from comfy_cluster.codec.image_codecs import IMAGE_CODECS, ImageCodec, ImageShape
 from comfy_cluster.codec.level_files import BANDS_SIGNATURE, PLAIN_SIGNATURE, band_rows
@@ -159,7 +160,7 @@ def fuzz_webp(data: bytes) -> bool:
 
 
 def fuzz_levels(data: bytes) -> bool:
-    """A CCL0 or CCL1 file with a right header, whose bands tell their right sizes."""
+    """A CCL0, CCL1 or CCL2 file with a right header, whose bands tell their right sizes."""
     if len(data) < 3:
         return False
     width = data[1] + 1 if data[1] < 0xF0 else BLOCK_SIZE // 8 + data[1]  # several bands
@@ -168,6 +169,10 @@ def fuzz_levels(data: bytes) -> bool:
     if data[2] & 0x80:
         return _decode_image(IMAGE_CODECS["raw8"], PLAIN_SIGNATURE + header + data[3:], shape)
     count = band_rows(shape[1] * shape[2])
+    if data[2] & 0x40:
+        bands = (struct.pack(">I", len(band)) + band for band in _records(data[3:]))
+        file = PACKED_SIGNATURE + header + b"".join(bands)
+        return _decode_image(IMAGE_CODECS["bitpack"], file, shape)
     file = BANDS_SIGNATURE + header
     for index, band in enumerate(_records(data[3:])):
         rows = max(0, min(count, shape[0] - index * count))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from comfy_cluster.codec import CODECS, Place, encode
+from comfy_cluster.codec.bitpack import encode_packed
 from comfy_cluster.codec.blocks import BLOCK_SIZE, encode_blocks
 from comfy_cluster.codec.blosc import COMPRESSORS
 from comfy_cluster.codec.dtypes import DTYPES
@@ -113,15 +114,20 @@ def levels_seeds() -> Iterator[bytes]:
         head = bytes([shape[0] - 1, shape[1] - 1])
         if levels.nbytes < 1000:
             yield head + bytes([(shape[2] - 1) | 0x80]) + levels.tobytes()
+        yield head + bytes([(shape[2] - 1) | 0x40]) + _bands_of(encode_packed(levels))
         for compressor in COMPRESSORS:
             band = encode_bands(levels, compressor)[HEADER_SIZE + 4 :]
             yield head + bytes([shape[2] - 1]) + record(band)
     large = np.zeros((17, BLOCK_SIZE // 8 + 0xF0, 1), np.uint8)  # three bands
-    bands, file = b"", encode_bands(large, "zstd")[HEADER_SIZE:]
+    yield bytes([16, 0xF0, 0]) + _bands_of(encode_bands(large, "zstd"))
+
+
+def _bands_of(file: bytes) -> bytes:
+    bands, file = b"", file[HEADER_SIZE:]
     while file:
         end = 4 + int.from_bytes(file[:4], "big")
         bands, file = bands + record(file[4:end]), file[end:]
-    yield bytes([16, 0xF0, 0]) + bands
+    return bands
 
 
 def blocks_seeds() -> Iterator[bytes]:

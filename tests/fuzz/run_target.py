@@ -19,8 +19,8 @@ with atheris.instrument_imports(
     from tests.fuzz.fuzz_decode import TARGETS
 
 
-def main() -> None:
-    name, *arguments = sys.argv[1:]
+def fuzz(name: str, arguments: list[str]) -> None:
+    """Ends the process."""
     target = TARGETS[name]
     # As on the codec's threads. Threads of its own would work in memory that they keep.
     numcodecs.blosc.use_threads = False
@@ -32,6 +32,11 @@ def main() -> None:
     itself = f"{shlex.quote(sys.executable)} -m tests.fuzz.run_target {name}"
     atheris.Setup([itself, *arguments], run)
     atheris.Fuzz()
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:]
+    fuzz(name, arguments)
 
 
 if __name__ == "__main__":

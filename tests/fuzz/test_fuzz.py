@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from tests.layering import ROOT
 
 LARGEST_CORPUS = 300 << 10  # bytes
 SECONDS = float(os.environ.get("CLUSTER_FUZZ_SECONDS", "5"))  # for each target
-START_SECONDS = 120  # to load torch on a busy machine, and to run the corpus
+START_SECONDS = 60  # to load torch on a busy machine
+CORPUS_SECONDS = 30  # to run the corpus of one there
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
 
 
@@ -58,20 +60,30 @@ def test_the_corpus_is_small_and_named_by_content() -> None:
     assert sum(path.stat().st_size for path in files) < LARGEST_CORPUS
 
 
-@pytest.mark.skipif(not HAS_ATHERIS, reason="atheris is not installed (the extra `fuzz`)")
-@pytest.mark.parametrize("target", TARGETS)
-def test_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    shutil.copytree(CORPUS / target, corpus)
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """Where each target has its folder, and how it ended."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    for target in TARGETS:
+        shutil.copytree(CORPUS / target, folder / target / "corpus")
     command = [
-        *(sys.executable, "-m", "tests.fuzz.run_target", target),
+        *(sys.executable, "-m", "tests.fuzz.run_all", str(folder)),
         *("-seed=1", f"-max_total_time={max(1, round(SECONDS))}", "-timeout=10"),
         *("-rss_limit_mb=4096", "-max_len=6000", "-keep_seed=1", "-verbosity=0"),
-        *(f"-artifact_prefix={tmp_path}/", str(corpus)),
     ]
+    timeout = START_SECONDS + len(TARGETS) * (SECONDS + CORPUS_SECONDS)
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + START_SECONDS
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
-    found = [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder, json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not HAS_ATHERIS, reason="atheris is not installed (the extra `fuzz`)")
+@pytest.mark.parametrize("target", TARGETS)
+def test_fuzzing_finds_nothing(target: str, fuzzed: tuple[Path, dict[str, int]]) -> None:
+    folder, codes = fuzzed
+    log = (folder / target / "log").read_text(errors="replace")
+    found = [path.read_bytes() for path in (folder / target).glob("found-*")]
     inputs = "\n".join(f"input, base64: {base64.b64encode(data).decode()}" for data in found)
-    assert done.returncode == 0 and not found, f"{inputs}\n{done.stderr[-6000:]}"
+    assert codes[target] == 0 and not found, f"{inputs}\n{log[-6000:]}"

@@ -52,10 +52,11 @@ def key(name: str, job_id: str = "job") -> CollectiveKey:
     return CollectiveKey(job_id, name)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], *, told: Callable[[], object] = str) -> None:
+    """`told`: what to say where it does not come true."""
     deadline = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < deadline, "it does not come true"
+        assert time.monotonic() < deadline, f"it does not come true: {told()}"
         time.sleep(0.001)
 
 
@@ -209,7 +210,17 @@ def check_nothing_is_left(clusters: list[Cluster], job_ids: list[str]) -> None:
     for cluster in clusters:
         for job_id in job_ids:
             cluster.end_job(job_id)
-    wait_until(lambda: not any(count for each in clusters for count in pending(each).values()))
+    wait_until(lambda: not left(clusters), told=lambda: left(clusters))
+
+
+def left(clusters: list[Cluster]) -> dict[int, dict[str, int]]:
+    """What each of them still holds."""
+    found = {number: pending(each) for number, each in enumerate(clusters)}
+    return {
+        number: {name: count for name, count in counts.items() if count}
+        for number, counts in found.items()
+        if any(counts.values())
+    }
 
 
 def test_a_receiver_lost_in_the_middle_of_a_tensor_keeps_it_from_no_other(codec: Codec) -> None:

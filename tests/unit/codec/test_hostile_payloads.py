@@ -268,11 +268,11 @@ def test_part_of_a_huge_whole_is_refused_with_little_memory(name: str) -> None:
     assert peak < 64 * 1024
 
 
-@pytest.mark.parametrize("name", ["lz4", "zstd", "webp", "png"])
+@pytest.mark.parametrize("name", ["bitpack", "lz4", "zstd", "webp", "png"])
 def test_size_limit_holds_for_what_compresses_best(name: str) -> None:
     image = torch.zeros(1, 2000, 1000, 3, dtype=torch.uint8)
     data = octets(encode(image, codec=name))
-    assert len(data) < image.nbytes / 100
+    assert len(data) < image.nbytes / (30 if name == "bitpack" else 100)
     assert torch.equal(decode(data, size_limit=image.nbytes), image)
     tracemalloc.start()
     try:

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from comfy_cluster import fastpath
 from comfy_cluster.codec.image_codecs import (
     BLOCK_CODECS,
     CODECS,
@@ -47,13 +48,23 @@ def restored(file: bytes, shape: ImageShape) -> Levels:
 def test_every_codec_but_raw_has_an_image_form_and_works_here() -> None:
     assert list(IMAGE_CODECS) == [name for name in CODECS if name != "raw"]
     assert all(codec.name == name for name, codec in IMAGE_CODECS.items())
-    assert available_codecs() == CODECS
+    if fastpath.IS_COMPILED:
+        assert available_codecs() == CODECS
     assert {*BLOCK_CODECS, *UNANNOUNCED_CODECS} < set(CODECS)
+
+
+def test_the_slow_engine_offers_no_bit_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastpath, "IS_COMPILED", False)
+    available_codecs.cache_clear()
+    try:
+        assert set(CODECS) - set(available_codecs()) == {"bitpack"}
+    finally:
+        available_codecs.cache_clear()
 
 
 def test_no_signature_begins_with_another() -> None:
     signatures = {codec.signature for codec in IMAGE_CODECS.values()}
-    assert len(signatures) == 4  # LZ4 and Zstandard share one
+    assert len(signatures) == 5  # LZ4 and Zstandard share one
     for one, other in itertools.permutations(signatures, 2):
         assert not one.startswith(other)
 
@@ -99,7 +110,7 @@ class TestEach:
                 restored(file, wrong)
 
 
-@pytest.mark.parametrize("file", [b"", b"C", b"CCL", b"CCL2" + bytes(99), b"\xff\xd8\xff\xe0JFIF"])
+@pytest.mark.parametrize("file", [b"", b"C", b"CCL", b"CCL9" + bytes(99), b"\xff\xd8\xff\xe0JFIF"])
 def test_unknown_formats_are_refused(file: bytes) -> None:
     with pytest.raises(CorruptPayload, match="corrupt payload: unknown image format"):
         codec_of_file(memoryview(file))

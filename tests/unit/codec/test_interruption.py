@@ -51,6 +51,7 @@ FILE = received(ONE_IMAGE, "png")
 BOOLEAN_BYTES = received(BOOLEANS, "raw")
 UNALIGNED = received(STRAIGHT, "raw", offset=1)
 BANDS = received(ONE_IMAGE, "zstd")
+PACKED = received(ONE_IMAGE, "bitpack")
 BLOCKS = received(LATENT, "lz4")
 WEBP_FILES = received(IMAGES, "webp")
 PART = codec.Place((2, *IMAGES.shape), 0, 2)
@@ -72,6 +73,8 @@ WORK: dict[str, tuple[Callable[[], object], int]] = {
     "bands": (lambda: codec.encode(ONE_IMAGE, codec="zstd"), ONE_IMAGE.nbytes),
     "blocks": (lambda: codec.encode(LATENT, codec="lz4"), LATENT.nbytes),
     "a batch of WebP files": (lambda: codec.encode(IMAGES, codec="webp"), IMAGES.nbytes),
+    "packed rows": (lambda: codec.encode(ONE_IMAGE, codec="bitpack"), ONE_IMAGE.nbytes),
+    "received packed rows": (lambda: codec.decode(PACKED), ONE_IMAGE.nbytes),
     "received bands": (lambda: codec.decode(BANDS), ONE_IMAGE.nbytes),
     "received blocks": (lambda: codec.decode(BLOCKS), LATENT.nbytes),
     "received WebP files": (lambda: codec.decode(WEBP_FILES), IMAGES.nbytes),

@@ -87,6 +87,26 @@ def test_any_shape_can_be_looked_at(shape: tuple[int, ...], dtype: torch.dtype) 
     assert take_sample(turned, is_rounded=True).sizes(CODECS)["raw"] == 1.0
 
 
+@pytest.mark.parametrize("channels", [16_383, 16_384, 16_385, 20_000])
+def test_pixels_of_very_many_channels_are_judged(channels: int) -> None:
+    tensor = torch.zeros(1, 4, 6, channels)
+    sizes = take_sample(tensor, is_rounded=False).sizes(CODECS)
+    assert sizes["bitpack"] < 0.05
+
+
+@pytest.mark.parametrize("kind", ["slope", "steps of eight", "noise"])
+def test_the_size_by_bit_packing_is_foretold(kind: str) -> None:
+    y, x = np.mgrid[:512, :512]
+    levels = {
+        "slope": y // 2 + x // 3,
+        "steps of eight": y // 8 * 9 + 2 * x,
+        "noise": np.random.default_rng(1).integers(0, 256, x.shape),
+    }[kind]
+    mask = torch.from_numpy(levels.astype(np.uint8))[None]
+    foretold = take_sample(mask, is_rounded=False).sizes(["bitpack"])["bitpack"]
+    assert encode(mask, codec="bitpack").size / mask.nbytes == pytest.approx(foretold, rel=0.3)
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

@@ -333,7 +333,9 @@ class TestChoices:
         assert encode(image, codec=config.Codec.PNG).codec == "png"
 
     def test_unknown_codec_names_the_choices(self) -> None:
-        with pytest.raises(ConfigError, match="'jpeg' is unknown: choose one of raw, raw8, lz4"):
+        with pytest.raises(
+            ConfigError, match="'jpeg' is unknown: choose one of raw, raw8, bitpack"
+        ):
             encode(torch.zeros(1), codec="jpeg")
         with pytest.raises(ConfigError, match="'half' is unknown: choose one of exact, uint8"):
             encode(torch.zeros(1), precision="half")

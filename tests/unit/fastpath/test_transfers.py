@@ -176,6 +176,36 @@ def test_buffers_to_one_peer_share_its_window(engine: ModuleType) -> None:
     assert run.instances[0].events == [(engine.EVENT_OUTGOING_ACKED, 1, 2)]
 
 
+def test_of_equal_buffers_to_one_peer_the_first_is_there_first(engine: ModuleType) -> None:
+    """So the parts of a tensor are decoded one after the other, not all at its end."""
+    transfers = tuple(Transfer(0, 1, buffer_id=number, size=500_000) for number in (1, 2, 3, 4))
+    run = Run(engine, Scenario(3, Link(delay=0.001, rate=100 * MEGABIT), transfers))
+    for transfer in transfers:
+        run.start(transfer)
+    times = []
+    for count in (1, 2, 3, 4):
+        run.network.run_until(partial(has_events, run.instances[0], count), time_limit=5.0)
+        times.append(run.network.now)
+    assert [buffer_id for _, _, buffer_id in run.instances[0].events] == [1, 2, 3, 4]
+    assert times[0] < 0.4 * times[3]
+
+
+def test_a_large_buffer_goes_on_beside_small_ones_that_come_again_and_again(
+    engine: ModuleType,
+) -> None:
+    link = Link(delay=0.001, rate=10 * MEGABIT)
+    large = Transfer(0, 1, buffer_id=1, size=1_000_000)
+    small = [Transfer(0, 1, buffer_id=number, size=100_000) for number in range(2, 60)]
+    run = Run(engine, Scenario(3, link, (large, *small)))
+    run.start(large)
+    for transfer in small:  # two thirds of what the link carries
+        run.start(transfer)
+        run.network.run_for(0.12)
+        if (engine.EVENT_OUTGOING_ACKED, 1, large.buffer_id) in run.instances[0].events:
+            break
+    assert transfer.buffer_id < 40
+
+
 def test_both_directions_at_once_share_a_connection(engine: ModuleType) -> None:
     link = Link(delay=0.005, rate=100 * MEGABIT, loss=0.02)
     transfers = tuple(
