@@ -48,6 +48,7 @@ class Codec(_TextEnum):
     AUTO = "auto"
     RAW = "raw"
     RAW8 = "raw8"
+    BITPACK = "bitpack"
     LZ4 = "lz4"
     ZSTD = "zstd"
     PNG = "png"

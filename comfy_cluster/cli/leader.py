@@ -103,6 +103,7 @@ class Leader:
             if time.monotonic() > deadline:
                 raise DiscoveryError(self._missing_text(timeout))
             time.sleep(POLL_INTERVAL)
+        self._cluster.wait_until_ready(0.0)  # raises what has ended this instance
 
     def _missing_text(self, timeout: float) -> str:
         info = self._cluster.info()

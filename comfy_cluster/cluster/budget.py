@@ -44,6 +44,7 @@ class ByteBudget:
         self.capacity = capacity
         self._used = 0
         self._waiting: deque[tuple[Admission, Handle[Admission]]] = deque()
+        self._admitting: set[int] = set()  # threads
         self._lock = threading.Lock()
 
     @property
@@ -79,10 +80,19 @@ class ByteBudget:
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
-        while (item := self._take_next()) is not None:
-            admission, handle = item
-            if not handle.set_result(admission):  # cancelled between the two
-                admission.release()
+        """Who is admitted may give its bytes back at once, inside of this: the next one is admitted
+        after that, not inside of it. There may be more waiting than Python nests calls."""
+        thread = threading.get_ident()
+        if thread in self._admitting:
+            return
+        self._admitting.add(thread)
+        try:
+            while (item := self._take_next()) is not None:
+                admission, handle = item
+                if not handle.set_result(admission):  # cancelled between the two
+                    admission.release()
+        finally:
+            self._admitting.discard(thread)
 
     def _take_next(self) -> tuple[Admission, Handle[Admission]] | None:
         with self._lock:

@@ -16,7 +16,6 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,16 +28,22 @@ from comfy_cluster.cluster.forecast import CodecSpeeds
 from comfy_cluster.cluster.info import ROUNDING_TEXT, ClusterInfo, PeerSummary
 from comfy_cluster.cluster.jobs import Jobs
 from comfy_cluster.cluster.keys import CollectiveKey
-from comfy_cluster.cluster.links import Link, link_to
+from comfy_cluster.cluster.links import Ways
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.payloads import Payloads
 from comfy_cluster.cluster.ports import MessageListener, PeerEvent, PeerListener, Transport
-from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.cluster.state import InstanceInput, InstanceState, StateMachine
 from comfy_cluster.cluster.value_transfers import ValueTransfers
 from comfy_cluster.config import LEADER, ClusterConfig, ImagePrecision
 from comfy_cluster.discovery.base import Address, Discovery
-from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferTimeout
+from comfy_cluster.errors import (
+    ClusterError,
+    DiscoveryError,
+    LocalProtocolError,
+    TransferCancelled,
+    TransferError,
+    TransferTimeout,
+)
 from comfy_cluster.protocol.events import PeerConnected, PeerLost, StrangerHeard
 from comfy_cluster.transport.handle import Handle
 from comfy_cluster.wire import MessageType
@@ -72,11 +77,12 @@ class Cluster:
         self._state = StateMachine()
         self._membership = Membership(config)
         self._ready: Handle[None] = Handle(self._membership.ready.description)
+        self._ended: Handle[None] = Handle("this instance in its cluster")
         self._jobs = Jobs(grace_seconds=LOSS_SKEW_HEARTBEATS * config.heartbeat_interval)
         self._running_jobs: set[str] = set()
         self._running_lock = threading.Lock()
         self._is_closed = False
-        self._failure: DiscoveryError | None = None
+        self._failure: ClusterError | None = None  # DiscoveryError, or TransferError
         thread_count = min(LARGEST_CODEC_THREAD_COUNT, os.cpu_count() or 1)
         self._pool = CodecPool(thread_count)
         self._chooser = CodecChooser(config, CodecSpeeds(), thread_count=thread_count)
@@ -86,14 +92,15 @@ class Cluster:
         # One half of the budget is for payloads going out, the other for those coming in: two
         # instances that wait for each other's memory would wait for ever.
         budget = ByteBudget(self.config.memory_budget // 2)
+        ways = Ways(self.config, self._membership, transport)
         payloads = Payloads(
             self.config,
             transport,
             executor=self._pool,
             budget=budget,
             chooser=self._chooser,
-            link_to=lambda peers, size: self._link_to(transport, peers, size),
-            plan=self._plan_routes,
+            link_to=ways.link_to,
+            plan=ways.plan,
         )
         return Collectives(
             self.config.instance_index,
@@ -103,28 +110,6 @@ class Cluster:
             executor=self._pool,
             is_connected=self._membership.is_connected,
         )
-
-    def _plan_routes(self, receivers: Collection[int], size: int) -> Routes:
-        """Which way a payload of this instance goes to several others."""
-        own_hostname = own_hostname_of(self.config)
-        return plan_routes(
-            receivers,
-            size,
-            source=self.instance_index,
-            machine_of=lambda peer: machine_at(self._membership.hostname_of(peer), own_hostname),
-            shares_memory=self._shares_memory,
-        )
-
-    def _link_to(self, transport: Transport, peers: Collection[int], size: int) -> Link:
-        return link_to(
-            peers,
-            membership=self._membership,
-            transport=transport,
-            is_relayed=bool(self._plan_routes(peers, size).chain),
-        )
-
-    def _shares_memory(self, peer: int) -> bool:
-        return self._transport is not None and self._transport.shares_memory(peer)
 
     # Life.
 
@@ -141,6 +126,7 @@ class Cluster:
             logger.info("= %s", ROUNDING_TEXT)
         try:
             self._transport.add_peer_listener(self._on_peer_event)
+            self._transport.ended.add_done_callback(self._on_transport_ended)
             self._transport.start()
             self._discovery.start(self._on_member, self._on_discovery_failed)
         except BaseException:
@@ -154,8 +140,7 @@ class Cluster:
         self._is_closed = True
         reason = "the cluster was closed on this instance"
         self._jobs.close(reason)
-        self._membership.ready.cancel(reason)
-        self._ready.cancel(reason)
+        self._end(TransferCancelled(reason))
         self._pool.stop()  # its threads end while the transport does, and so do the discovery's
         if self._discovery is not None:
             self._discovery.stop_soon()
@@ -169,12 +154,7 @@ class Cluster:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -198,21 +178,28 @@ class Cluster:
 
     @property
     def ready(self) -> Handle[None]:
-        """Done once MIN_INSTANCES are connected."""
+        """Done once MIN_INSTANCES are connected; fails with what ends this instance before that."""
         return self._ready
+
+    @property
+    def ended(self) -> Handle[None]:
+        """Fails with what ends this instance: TransferCancelled (it was closed), TransferError (its
+        transport failed), or DiscoveryError (it cannot be part of the cluster). No result."""
+        return self._ended
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Blocks until MIN_INSTANCES are connected, up to `timeout` seconds.
 
-        DiscoveryError: they are not; the text names those that are missing.
+        DiscoveryError: they are not; the text names those that are missing. Fails like `ended` too.
         """
+        if self._failure is not None:
+            raise self._failure
         try:
             self.ready.result(timeout)
         except TransferTimeout:
             troubles = self._discovery.troubles() if self._discovery is not None else {}
-            text = self._membership.missing_text(troubles)
             waited = f"Not ready after {timeout:g} s. " if timeout else "Not ready. "
-            raise DiscoveryError(f"{waited}{text}") from None
+            raise DiscoveryError(waited + self._membership.missing_text(troubles)) from None
 
     def declare_ready(self) -> None:
         """Enough are connected: the leader says so by giving work, and it is what counts.
@@ -228,7 +215,8 @@ class Cluster:
         """While it is open the instance is EXECUTING; at its end, what is left of the job ends.
 
         A job id is used once in the life of a cluster. LocalProtocolError: not ready, or failed.
-        DiscoveryError: this instance cannot be part of the cluster.
+        DiscoveryError: this instance cannot be part of the cluster. TransferError: its transport
+        failed.
         """
         self._begin_job(job_id)
         try:
@@ -464,7 +452,7 @@ class Cluster:
         ready = self._membership.ready
         with self._running_lock:
             is_at_work = self._state.state in (InstanceState.IDLE, InstanceState.EXECUTING)
-            if ready.done() or not is_at_work or self._is_closed:
+            if ready.done() or not is_at_work or self._ended.done():
                 return
             self._ready = Handle(ready.description)
             self._state.handle(InstanceInput.LEADER_LOST)
@@ -476,9 +464,25 @@ class Cluster:
         self._failure = error
         self._state.handle(InstanceInput.FAILED)
         self._jobs.close(str(error))
-        self._membership.ready.set_exception(error)
+        self._end(error)
         if self._transport is not None:
             self._transport.close()
+
+    def _on_transport_ended(self, ended: Handle[None]) -> None:
+        """On the thread that failed; or it was closed, perhaps by nobody but Python's exit."""
+        error = ended.exception()
+        assert error is not None
+        if not isinstance(error, TransferCancelled):
+            self._state.handle(InstanceInput.FAILED)
+            error = TransferError(f"the transport of this instance failed: {error!r}")
+            self._failure = error
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Nobody shall wait for this instance any more."""
+        self._ended.set_exception(error)  # first: from now on `_wait_again` renews nothing
+        self._membership.ready.set_exception(error)
+        self._ready.set_exception(error)
 
     def _on_ready(self, ready: Handle[None]) -> None:
         """First the state, then whoever waits: who was woken begins a job at once."""

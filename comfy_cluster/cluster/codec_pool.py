@@ -18,14 +18,21 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from comfy_cluster.codec.interruption import interruptible
 from comfy_cluster.errors import TransferCancelled
 
 CLOSE_TIMEOUT = 1.0  # seconds; far longer than a piece of codec work, and an exit may take 2
-
+_CLOSED = "the codec threads were closed"
 
 _pools: weakref.WeakSet[CodecPool] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    run: Callable[[], None]
+    on_dropped: Callable[[str], object]
 
 
 class CodecPool:
@@ -35,7 +42,7 @@ class CodecPool:
         self._thread_count = thread_count
         self._threads: list[threading.Thread] = []
         self._idle_count = 0
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._tasks: deque[_Task] = deque()
         self._is_closed = False
         self._changed = threading.Condition()
         self._pid = os.getpid()
@@ -46,15 +53,18 @@ class CodecPool:
         """Threads that were started so far."""
         return len(self._threads)
 
-    def submit(self, fn: Callable[[], None], /) -> None:
+    def submit(
+        self, fn: Callable[[], None], /, *, on_dropped: Callable[[str], object] = lambda _: None
+    ) -> None:
         """Runs `fn`, which must not raise, on a thread of the pool. RuntimeError: it is closed.
 
-        Codec work in it that `close` interrupts raises TransferCancelled.
+        Codec work in it that `close` interrupts raises TransferCancelled. If `fn` has not begun by
+        then, whoever closes the pool calls `on_dropped(reason)` instead; it must not raise.
         """
         with self._changed:
             if self._is_closed:
-                raise RuntimeError("the codec threads are closed")
-            self._tasks.append(fn)
+                raise RuntimeError(_CLOSED)
+            self._tasks.append(_Task(fn, on_dropped))
             if len(self._tasks) > self._idle_count and len(self._threads) < self._thread_count:
                 self._start_thread()
             self._changed.notify()
@@ -63,8 +73,10 @@ class CodecPool:
         """Drops what has not begun and interrupts the rest; waits for nothing."""
         with self._changed:
             self._is_closed = True
-            self._tasks.clear()
+            dropped, self._tasks = self._tasks, deque()
             self._changed.notify_all()
+        while dropped:  # and forgotten one by one: each may hold a payload
+            dropped.popleft().on_dropped(_CLOSED)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Like `stop`, and waits until the threads have ended, up to `timeout` seconds in all."""
@@ -89,14 +101,14 @@ class CodecPool:
     def _work(self) -> None:
         with interruptible(self._check_open):
             while (task := self._next_task()) is not None:
-                task()
+                task.run()
                 del task  # or the last payload would stay alive while this thread is idle
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise TransferCancelled("the codec threads were closed")
+            raise TransferCancelled(_CLOSED)
 
-    def _next_task(self) -> Callable[[], None] | None:
+    def _next_task(self) -> _Task | None:
         with self._changed:
             self._idle_count += 1
             while not self._tasks and not self._is_closed:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 from comfy_cluster.cluster.membership import Membership
 from comfy_cluster.cluster.ports import Transport
+from comfy_cluster.cluster.routes import Routes, machine_at, own_hostname_of, plan_routes
 from comfy_cluster.codec.image_codecs import UNANNOUNCED_CODECS
+from comfy_cluster.config import ClusterConfig
 
 # Bytes a second, until the first transfers have shown what a path carries: 1 Gbit/s, the most
 # common link between machines.
@@ -35,6 +37,38 @@ class Link:
     def shared_by(self, count: int) -> Link:
         """The same way for one of `count` payloads that go out at once."""
         return replace(self, rate=self.rate / count)
+
+
+class Ways:
+    """Which ways payloads of this instance go, and what is known of those."""
+
+    def __init__(self, config: ClusterConfig, membership: Membership, transport: Transport) -> None:
+        self._own_index = config.instance_index
+        self._own_hostname = own_hostname_of(config)
+        self._membership = membership
+        self._transport = transport
+
+    def plan(self, receivers: Collection[int], size: int) -> Routes:
+        """Which way a payload goes to several others."""
+        return plan_routes(
+            receivers,
+            size,
+            source=self._own_index,
+            machine_of=self._machine_of,
+            shares_memory=self._transport.shares_memory,
+        )
+
+    def link_to(self, peers: Collection[int], size: int) -> Link:
+        """What is known of the way of a payload to some peers."""
+        return link_to(
+            peers,
+            membership=self._membership,
+            transport=self._transport,
+            is_relayed=bool(self.plan(peers, size).chain),
+        )
+
+    def _machine_of(self, peer: int) -> str:
+        return machine_at(self._membership.hostname_of(peer), self._own_hostname)
 
 
 def link_to(

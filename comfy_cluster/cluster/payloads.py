@@ -190,14 +190,12 @@ class Payloads:
     ) -> Handle[torch.Tensor]:
         """The tensor that `peer` sends under `key`.
 
-        `on_arriving(handle)` is called for each payload that it comes in, once that is asked for.
+        `on_arriving(handle)` is called for each payload that it comes in, before that is asked for.
         """
 
         def claim(part: int) -> Handle[ReceivedBuffer]:
             part_key = dataclasses.replace(key, part=part)
-            arriving = self._transport.receive_buffer(part_key, peer=peer)
-            on_arriving(arriving)
-            return arriving
+            return self._transport.receive_buffer(part_key, peer=peer, before_claim=on_arriving)
 
         def begin(received: ReceivedBuffer) -> Handle[torch.Tensor]:
             try:

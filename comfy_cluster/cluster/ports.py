@@ -28,6 +28,11 @@ class Transport(Protocol):
     def failure(self) -> BaseException | None:
         """What ended one of its threads; from then on nothing can be sent or received."""
 
+    @property
+    def ended(self) -> Handle[None]:
+        """Fails when one of its threads does, with `failure`, or when it is closed, with
+        TransferCancelled; never has a result."""
+
     def start(self) -> None:
         """Binds the socket, starts the threads."""
 
@@ -72,8 +77,14 @@ class Transport(Protocol):
     ) -> Mapping[int, Handle[None]]:
         """The same to each of `peers`, which send it on to each other in that order."""
 
-    def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
-        """Done when the payload of that key is here.
+    def receive_buffer(
+        self,
+        key: TransferKey,
+        *,
+        peer: int,
+        before_claim: Callable[[Handle[ReceivedBuffer]], object] | None = None,
+    ) -> Handle[ReceivedBuffer]:
+        """Done when the payload of that key is here. `before_claim(handle)` may cancel it.
 
         Fails when `peer` is lost, or does not connect within the time a message is tried for.
         """

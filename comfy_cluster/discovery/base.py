@@ -26,7 +26,8 @@ def address_text(address: tuple[str, int]) -> str:
 class Discovery(Protocol):
     """Finds out at which address each peer may be reached; whether it *is* reached, others tell.
 
-    Calls `on_member(peer, address)` from any thread, again whenever an address changes. Calls
+    Calls `on_member(peer, address)` from any thread, again whenever an address changes; it must not
+    block nor call back, as it may be called under a lock, which keeps reports in order. Calls
     `on_failure(error)` once if this instance cannot be part of the cluster, such as when its index
     is another one's; it then looks no further. All methods but `close` return at once, and that one
     within a second. Closing twice is fine.
@@ -38,6 +39,7 @@ class Discovery(Protocol):
     def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         """`peer` says HELLO from an address that was not reported. Blocks for no time at all.
 
+        Nothing comes of it before `start`, when there is nobody to tell: HELLOs are said again.
         `is_observer`: one who only looks, in its place; he gives way to every member.
         """
 

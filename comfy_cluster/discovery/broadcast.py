@@ -57,11 +57,11 @@ class BroadcastDiscovery:
         self._beacons = Beacons(_identity_of(config, is_observer), time.monotonic())
         self._interfaces: list[Interface] = []
         self._refreshed_at = 0.0
-        self._lock = threading.Lock()  # guards the beacons
+        self._lock = threading.RLock()  # guards the beacons
         self._started_at = time.monotonic()
         self._rivals: set[Address] = set()
-        self._on_member: MemberListener = _ignore
-        self._on_failure: FailureListener = _ignore
+        self._on_member: MemberListener | None = None  # before `start`
+        self._on_failure: FailureListener | None = None
         self._is_closed = False
         self._is_unresolved = False
         self._socket: socket.socket | None = None
@@ -85,11 +85,12 @@ class BroadcastDiscovery:
         self._thread.start()
 
     def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
-        if self._is_usable(address[0]):
+        if self._on_member is not None and self._is_usable(address[0]):
             with self._lock:
                 now = time.monotonic()
                 found = self._beacons.on_heard(peer, address, now, is_observer=is_observer)
-            self._act_on(found)
+                if found is not None:
+                    self._report(found)
 
     def on_peer_connected(self, peer: int) -> None:
         with self._lock:
@@ -219,19 +220,18 @@ class BroadcastDiscovery:
                 continue
             with self._lock:
                 meaning = self._beacons.on_datagram(datagram, sender, time.monotonic())
-            self._act_on(meaning)
+                if isinstance(meaning, Found):
+                    self._report(meaning)
+            if isinstance(meaning, Conflict):
+                self._on_conflict(meaning)
 
     def _is_usable(self, hostname: str) -> bool:
         """With SINGLE_HOST, who is elsewhere belongs to another cluster."""
         return not self._config.single_host or hostname.startswith("127.")
 
-    def _act_on(self, meaning: Found | Conflict | None) -> None:
-        if isinstance(meaning, Found):
-            self._report(meaning)
-        elif meaning is not None:
-            self._on_conflict(meaning)
-
     def _report(self, found: Found) -> None:
+        """Under the lock, which keeps two reports in their order."""
+        assert self._on_member is not None
         logger.debug("= instance %d is at %s", found.peer, address_text(found.address))
         try:
             self._on_member(found.peer, found.address)
@@ -239,6 +239,7 @@ class BroadcastDiscovery:
             logger.warning("! instance %d cannot be reached: %s", found.peer, error)
 
     def _on_conflict(self, conflict: Conflict) -> None:
+        assert self._on_failure is not None
         index, where = self._config.instance_index, address_text(conflict.address)
         if conflict.is_older:
             self._is_closed = True
@@ -318,7 +319,3 @@ def join_group(sock: socket.socket, interface: Interface) -> None:
             variable="COMFY_CLUSTER_SINGLE_HOST",
             value="true",
         ) from error
-
-
-def _ignore(*_: object) -> None:
-    """Stands for the listeners until `start`."""

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 # Seconds for all of an answer, beyond those that the server was asked to wait.
 ANSWER_TIMEOUT = 10.0
+# Seconds between heartbeats, whatever a server asks for.
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 300.0
 LARGEST_WAIT = 25.0  # seconds that a server is asked to hold a list until it changes
 CLOCK_TOLERANCE = 30.0  # seconds; the Date header and the way here make up for less
 _KEY_HEADER = "X-Cluster-Key"
@@ -176,7 +178,7 @@ class Registry:
         stun_port = stun.get("port") if isinstance(stun, dict) else None
         return Registered(
             tuple(_listed(told.get("cluster"))),
-            interval if isinstance(interval, int | float) and interval > 0 else None,
+            _bounded(interval) if isinstance(interval, int | float) and interval > 0 else None,
             stun_port if isinstance(stun_port, int) and 0 < stun_port <= 65_535 else None,
         )
 
@@ -188,7 +190,13 @@ class Registry:
             "port": registration.port,
             "role": str(registration.role),
         }
-        return Registered(tuple(_listed(_json(self._ask("POST", "/register-instance", json=body)))))
+        try:
+            answer = self._ask("POST", "/register-instance", json=body)
+        except NotRegistered as error:  # a rendezvous server of any kind has this route
+            raise RegistrationRefused(
+                f"{self.url} has no rendezvous server's routes: check COMFY_CLUSTER_STUN_SERVER"
+            ) from error
+        return Registered(tuple(_listed(_json(answer))))
 
     def instances(self, revision: str = "", *, wait: float = 0.0) -> Listing | None:
         """The instances that are there; None: after `wait` seconds they are those of `revision`.
@@ -412,6 +420,10 @@ def _listed(body: Any) -> Iterator[Listed]:
             continue
         if index >= 0 and 0 < port <= 65_535 and hostname:
             yield Listed(index, hostname, port)
+
+
+def _bounded(interval: float) -> float:
+    return float(min(max(interval, SHORTEST_INTERVAL), LONGEST_INTERVAL))
 
 
 def _is_json(answer: Answer) -> bool:

@@ -67,6 +67,7 @@ class StaticDiscovery:
         self._known: dict[int, Address] = {}
         self._owners: dict[Address, int] = {}  # for whom an address was reported last
         self._searches: dict[int, _Search] = {}
+        self._lost: set[int] = set()  # reported again, where they are found
         self._troubles: dict[int, str] = {}
         self._is_closed = False
         self._changed = threading.Condition()
@@ -79,10 +80,10 @@ class StaticDiscovery:
         """
         self._on_member = on_member
         hostname, port = self._entries[self._instance_index]
-        if _is_ip_literal(hostname):
+        if is_ip_literal(hostname):
             self._check_own((hostname, port))
         for peer, (hostname, port) in self._entries_of_peers():
-            if _is_ip_literal(hostname):
+            if is_ip_literal(hostname):
                 self._report(peer, (hostname, port))
             else:
                 self._searches[peer] = _Search(time.monotonic(), self._retry_delay)
@@ -100,10 +101,11 @@ class StaticDiscovery:
             self._searches.pop(peer, None)
 
     def on_peer_lost(self, peer: int) -> None:
-        if _is_ip_literal(self._entries[peer][0]):
+        if is_ip_literal(self._entries[peer][0]):
             return
         with self._changed:
             self._searches[peer] = _Search(time.monotonic(), self._retry_delay)
+            self._lost.add(peer)
             self._changed.notify_all()
 
     def troubles(self) -> dict[int, str]:
@@ -144,7 +146,7 @@ class StaticDiscovery:
 
     def _look_up_own_name(self) -> None:
         hostname, port = self._entries[self._instance_index]
-        if not _is_ip_literal(hostname):
+        if not is_ip_literal(hostname):
             with contextlib.suppress(OSError, UnicodeError):  # nobody here needs to reach it
                 self._check_own(self._resolve(hostname, port))
 
@@ -195,7 +197,10 @@ class StaticDiscovery:
         with self._changed:
             if self._is_closed:
                 return
-            if self._known.get(peer) == address:
+            # While it was connected elsewhere, its address may have become another one's.
+            is_lost = peer in self._lost
+            self._lost.discard(peer)
+            if self._known.get(peer) == address and not is_lost:
                 self._troubles.pop(peer, None)
                 return
         logger.debug(
@@ -213,7 +218,7 @@ class StaticDiscovery:
             left = self._known.get(peer)
             self._known[peer] = address
             self._owners[address] = peer
-            if left is None or self._owners[left] != peer:
+            if left in (None, address) or self._owners[left] != peer:
                 return None
             heir = next((other for other in self._known if self._known[other] == left), None)
             if heir is None:
@@ -247,7 +252,7 @@ def _resolve(hostname: str, port: int, family: socket.AddressFamily) -> Address:
     return str(found[0][4][0]), port
 
 
-def _is_ip_literal(hostname: str) -> bool:
+def is_ip_literal(hostname: str) -> bool:
     try:
         ipaddress.ip_address(hostname)
     except ValueError:

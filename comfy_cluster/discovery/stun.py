@@ -8,6 +8,7 @@ registered; an instance that is in no list yet is found by the HELLO of one that
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -32,7 +33,7 @@ from comfy_cluster.discovery.registry import (
     Registration,
     Registry,
 )
-from comfy_cluster.discovery.static import Resolver, resolve_ipv4, resolve_ipv6
+from comfy_cluster.discovery.static import Resolver, is_ip_literal, resolve_ipv4, resolve_ipv6
 from comfy_cluster.errors import ConfigError, DiscoveryError, RegistrationRefused
 
 logger = logging.getLogger("comfy_cluster.discovery")
@@ -40,6 +41,8 @@ logger = logging.getLogger("comfy_cluster.discovery")
 HEARTBEAT_INTERVAL = 20.0  # seconds; a third of the time that a server keeps who is silent
 FORMING_INTERVAL = 0.5  # seconds between two lists while somebody is missing
 COMPLETE_INTERVAL = 30.0  # seconds, from then on
+FIRST_LOOKUP_DELAY = 1.0  # seconds until a name is looked up again; then it doubles
+LARGEST_LOOKUP_DELAY = 30.0
 HELD_INTERVAL = 2.0  # seconds until an index is asked for again that another instance has
 FIRST_RETRY_DELAY = 0.5  # seconds until a server is tried again; then it doubles
 LARGEST_RETRY_DELAY = 15.0
@@ -72,6 +75,15 @@ class _Server:
     """It has registered this instance before."""
 
 
+@dataclass(slots=True)
+class _Lookup:
+    """A name that is to be looked up."""
+
+    listed: Listed
+    at: float
+    delay: float
+
+
 class StunDiscovery:
     """Thread-safe. An observer registers nowhere: it asks who is there and says HELLO to them, so
     that nothing of the instance in whose place it looks is changed, removed, or held up."""
@@ -101,9 +113,14 @@ class StunDiscovery:
         self._connected: set[int] = set()
         self._reported: dict[int, Address] = {}
         self._observed: set[int] = set()  # of these, those at which an observer was heard
+        self._told: dict[int, Address] = {}  # where the transport has them
+        self._found: dict[int, Address] = {}  # where they are listed, connected or not
+        self._found_before: dict[int, Address] = {}  # the same, when they were connected
+        self._lookups: dict[int, _Lookup] = {}
         self._unresolved: dict[int, str] = {}
-        self._on_member: MemberListener = _ignore
-        self._on_failure: FailureListener = _ignore
+        self._on_member: MemberListener | None = None  # before `start`
+        self._on_failure: FailureListener | None = None
+        self._news_count = 0  # somebody was lost, or this instance's address was found
         self._is_closed = False
         self._close_by: float | None = None
         self._changed = threading.Condition()  # guards all of the above
@@ -117,16 +134,15 @@ class StunDiscovery:
                 target=self._run, args=(server,), name=f"comfy-cluster-stun-{number}", daemon=True
             )
             server.thread.start()
+        threading.Thread(
+            target=self._look_up_names, name="comfy-cluster-stun-names", daemon=True
+        ).start()
 
     def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         with self._changed:
-            if is_observer and self._is_of_member(peer, address):
+            if self._on_member is None or (is_observer and self._is_of_member(peer, address)):
                 return
-            is_news = self._note(peer, address)
-            if is_news and is_observer:
-                self._observed.add(peer)
-        if is_news:
-            self._tell(peer, address)
+            self._report(peer, address, is_observer=is_observer)
 
     def _is_of_member(self, peer: int, address: Address) -> bool:
         """Whether the place of `peer`, or that address, is that of somebody who does not look."""
@@ -139,12 +155,18 @@ class StunDiscovery:
         with self._changed:
             self._connected.add(peer)
             self._observed.discard(peer)
+            self._found_before.pop(peer, None)
+            if peer in self._found:
+                self._found_before[peer] = self._found[peer]
 
     def on_peer_lost(self, peer: int) -> None:
         with self._changed:
             self._connected.discard(peer)
             self._reported.pop(peer, None)
-            self._changed.notify_all()
+            found = self._found.get(peer)
+            if found not in (None, self._found_before.get(peer)):  # it has moved meanwhile
+                self._report(peer, found)
+            self._note_news()
 
     def troubles(self) -> dict[int, str]:
         with self._changed:
@@ -197,6 +219,7 @@ class StunDiscovery:
 
     def _run(self, server: _Server) -> None:
         while not self._is_closed:
+            seen = self._news_count
             try:
                 delay = self._turn(server)
             except DiscoveryError as error:
@@ -206,7 +229,7 @@ class StunDiscovery:
                 delay = self._on_trouble(server, DiscoveryError(f"{error!r}"))
             else:
                 self._on_good_turn(server)
-            self._pause(delay)
+            self._pause(delay, seen)
         server.registry.close()
         self._leave(server)
 
@@ -297,7 +320,7 @@ class StunDiscovery:
     def _on_reflexive(self, address: Address) -> None:
         """Each server is told, those that hold a question when it is over."""
         with self._changed:
-            self._changed.notify_all()
+            self._note_news()
 
     def _on_registered(self, server: _Server, registration: Registration) -> None:
         server.registered_as = registration
@@ -353,13 +376,18 @@ class StunDiscovery:
             self._is_closed = True
             self._changed.notify_all()
         if is_first:
+            assert self._on_failure is not None
             self._on_failure(error)
 
-    def _pause(self, seconds: float) -> None:
-        """Until then, or until somebody is lost."""
+    def _note_news(self) -> None:
+        """Under the lock: every server's thread has its turn."""
+        self._news_count += 1
+        self._changed.notify_all()
+
+    def _pause(self, seconds: float, seen: int) -> None:
+        """Until then, or until there is news that the turn, which began at `seen`, may lack."""
         with self._changed:
-            if not self._is_closed and seconds > 0:
-                self._changed.wait(seconds)
+            self._changed.wait_for(lambda: self._is_closed or self._news_count != seen, seconds)
 
     def _spread(self, seconds: float) -> float:
         return seconds * self._rng.uniform(1.0 - JITTER, 1.0)
@@ -373,60 +401,99 @@ class StunDiscovery:
         count, own = self._config.instance_count, self._config.instance_index
         peers = {each.instance_index: each for each in listed if each.instance_index != own}
         with self._changed:
-            before = set(server.listed)
+            before = server.listed
             server.listed = {index: each for index, each in peers.items() if index < count}
-            self._forget(before.difference(*(each.listed for each in self._servers)))
-            missing = server.listed.keys() - self._connected
-            wanted = [server.listed[index] for index in sorted(missing)]
-        for each in wanted:
-            self._look_up(each)
+            self._forget(before.keys() - set().union(*(each.listed for each in self._servers)))
+            for index, each in server.listed.items():
+                is_moved = before.get(index) != each
+                # Of a server that tells revisions a list is news, and a name may lead elsewhere.
+                if is_moved or server.revision or index not in self._connected:
+                    self._look_up(each, is_moved=is_moved)
 
     def _forget(self, unlisted: set[int]) -> None:
-        """They are gone, or are reported anew once they are back: others may look in their place.
+        """They are gone, or are reported anew once they are back. An observer is in no list."""
+        for peer in unlisted:
+            for known in (self._found, self._lookups, self._unresolved):
+                known.pop(peer, None)
+            if peer not in self._connected | self._observed:
+                self._reported.pop(peer, None)
+                self._told.pop(peer, None)
 
-        An observer is in no list.
-        """
-        for peer in unlisted - self._connected - self._observed:
-            self._reported.pop(peer, None)
-
-    def _look_up(self, listed: Listed) -> None:
+    def _look_up(self, listed: Listed, *, is_moved: bool) -> None:
+        """Under the lock: soon. A name may take its time, and that is nobody's but the names'."""
         peer = listed.instance_index
-        try:
-            address = self._resolve(listed.hostname, listed.port)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            text = f"its address {listed.hostname} cannot be resolved: {reason}"
+        if is_ip_literal(listed.hostname):
+            with contextlib.suppress(OSError):  # of IPv6, where the socket has none
+                address = self._resolve(listed.hostname, listed.port)
+                self._lookups.pop(peer, None)
+                self._on_found(peer, address)
+                return
+        if is_moved or peer not in self._lookups:
+            self._lookups[peer] = _Lookup(listed, time.monotonic(), FIRST_LOOKUP_DELAY)
+            self._changed.notify_all()
+
+    def _look_up_names(self) -> None:
+        """On a thread of its own."""
+        while (lookup := self._next_lookup()) is not None:
+            try:
+                address = self._resolve(lookup.listed.hostname, lookup.listed.port)
+            except Exception as error:  # a server may list anything, and this thread must live
+                self._on_unresolved(lookup, getattr(error, "strerror", None) or str(error))
+                continue
             with self._changed:
-                self._unresolved[peer] = text
-            return
+                if self._lookups.get(lookup.listed.instance_index) is lookup:
+                    del self._lookups[lookup.listed.instance_index]
+                    self._on_found(lookup.listed.instance_index, address)
+
+    def _next_lookup(self) -> _Lookup | None:
+        """Waits for the next one that is due; None: closed."""
         with self._changed:
-            self._unresolved.pop(peer, None)
-            is_news = self._note(peer, address)
-        if is_news:
-            self._tell(peer, address)
+            while not self._is_closed:
+                now = time.monotonic()
+                lookup = min(self._lookups.values(), key=lambda each: each.at, default=None)
+                if lookup is not None and lookup.at <= now:
+                    return lookup
+                self._changed.wait(None if lookup is None else lookup.at - now)
+        return None
 
-    def _note(self, peer: int, address: Address) -> bool:
-        """Whether it is to be reported: where nobody looks any more, if an observer did.
+    def _on_unresolved(self, lookup: _Lookup, reason: str) -> None:
+        """It is looked up again: a container is listed before its name server knows it."""
+        peer = lookup.listed.instance_index
+        with self._changed:
+            if self._lookups.get(peer) is lookup:
+                text = f"its address {lookup.listed.hostname} cannot be resolved: {reason}"
+                self._unresolved[peer] = text
+                lookup.at = time.monotonic() + lookup.delay
+                lookup.delay = min(2 * lookup.delay, LARGEST_LOOKUP_DELAY)
 
-        Whoever was reported there before has it no more, and is reported again when listed.
+    def _on_found(self, peer: int, address: Address) -> None:
+        """Under the lock. What is listed as before does not outdo where it was heard since."""
+        self._unresolved.pop(peer, None)
+        before, self._found[peer] = self._found.get(peer), address
+        if address != before or peer not in self._told or peer in self._observed:
+            self._report(peer, address)
+
+    def _report(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
+        """Under the lock, which keeps two reports in their order: where it is, if that is news.
+
+        Whoever was reported there before has it no more, and is reported again when it is lost,
+        listed anew or heard.
         """
-        if peer in self._connected:
-            return False
-        self._observed.discard(peer)
+        if peer in self._connected or self._is_closed:
+            return
+        if is_observer:
+            self._observed.add(peer)
+        else:
+            self._observed.discard(peer)
         if self._reported.get(peer) == address:
-            return False
-        for other in [each for each, where in self._reported.items() if where == address]:
-            del self._reported[other]
-        self._reported[peer] = address
-        return True
-
-    def _tell(self, peer: int, address: Address) -> None:
+            return
+        for known in (self._reported, self._told):
+            for other in [each for each, where in known.items() if where == address]:
+                del known[other]
+            known[peer] = address
         logger.debug("= instance %d is at %s", peer, address_text(address))
+        assert self._on_member is not None
         try:
             self._on_member(peer, address)
         except ConfigError as error:
             logger.warning("! instance %d cannot be reached: %s", peer, error)
-
-
-def _ignore(*_: object) -> None:
-    """Stands for the listeners until `start`."""

@@ -103,6 +103,7 @@ class Connections:
             return
         self._forget_address(peer)
         peer.address = address
+        peer.hello_delay = FIRST_HELLO_DELAY
         self._by_address[address] = peer
         self._engine.allow_address(address)
         self._dismiss(peer, "the member is elsewhere", now)
@@ -219,6 +220,8 @@ class Connections:
         outcome = peer.handshake.on_hello(announce)
         if outcome.refusal:
             self._refuse(peer, outcome.refusal)
+            if announce.instance_index != peer.index and not peer.is_connected:
+                self._on_successor(address, announce)
         if outcome.is_stale:
             self._stats.hellos_stale += 1
         if outcome.answer is not None:
@@ -227,6 +230,11 @@ class Connections:
             self._connect(peer, outcome.connection, now)
         if peer.connection is not None and peer.connection.is_shown_by(announce):
             self.on_message(peer)
+
+    def _on_successor(self, address: Address, announce: Announce) -> None:
+        """Another instance may be where one was that is gone, or that was never there."""
+        if not refusal_of(announce, announce.instance_index, self._settings):
+            self._on_stranger(address, announce)
 
     def _on_stranger(self, address: Address, announce: Announce) -> None:
         """It knows of this instance, and nobody here named its address: discovery decides."""

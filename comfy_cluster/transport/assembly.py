@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import random
+import selectors
 import socket
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ logger = logging.getLogger("comfy_cluster.transport")
 KEEPALIVES_PER_TIMEOUT = 3
 LARGEST_STRANGER_RATE = 256.0  # HELLOs a second from unknown addresses; each costs some 0.1 ms
 FAREWELL_BURSTS = 16  # of packets at most, in which the core says goodbye to all peers
+FAREWELL_TIMEOUT = 0.05  # seconds in all, while the socket is full
 KEPT_SHARE = 2  # of the memory budget, in memory that is kept for the payloads to come
 POOR_RECEIVE_CAPACITY = 1 << 20  # bytes; less than this limits a transfer at 1 Gbit/s and 8 ms
 
@@ -200,7 +202,7 @@ def take_apart(parts: Parts) -> None:
         for peer, goodbye in parts.endpoint.farewells():
             parts.engine.send_message(peer, goodbye)
     have_loops_ended = parts.engine_threads.stop()
-    if have_loops_ended:
+    with contextlib.suppress(OSError, ValueError):  # no descriptors left, or the socket is dead
         _send_farewell(parts)
     if have_loops_ended and has_control_ended:
         parts.sock.close()
@@ -215,12 +217,16 @@ def take_apart(parts: Parts) -> None:
 
 def _send_farewell(parts: Parts) -> None:
     """Sends what is left in the engine: GOODBYE to every peer."""
-    for _ in range(FAREWELL_BURSTS):
-        packets = parts.engine.packets_to_send(time.monotonic())
-        if not packets:
-            return
-        for address, packet in packets:
-            _send(parts.sock, packet, address)
+    deadline = time.monotonic() + FAREWELL_TIMEOUT
+    with selectors.DefaultSelector() as writable:
+        writable.register(parts.sock, selectors.EVENT_WRITE)
+        for _ in range(FAREWELL_BURSTS):
+            packets = parts.engine.packets_to_send(time.monotonic())
+            if not packets:
+                return
+            for address, packet in packets:
+                writable.select(max(0.0, deadline - time.monotonic()))
+                _send(parts.sock, packet, address)
 
 
 def _send(sock: socket.socket, packet: bytes, address: sockets.Address) -> None:

@@ -33,10 +33,14 @@ U = TypeVar("U")
 
 
 class Executor(Protocol):
-    """What `then` needs of a thread pool: `concurrent.futures.Executor` offers it."""
+    """What `then` needs of a thread pool."""
 
-    def submit(self, fn: Callable[[], None], /) -> object:
-        """Runs `fn` on another thread, soon; raises if it never will."""
+    def submit(self, fn: Callable[[], None], /, *, on_dropped: Callable[[str], object]) -> object:
+        """Runs `fn` on another thread, soon. RuntimeError: it never will.
+
+        If the pool closes before it has come to `fn`, it calls `on_dropped(reason)` instead:
+        whoever waits for what `fn` brings would wait for ever.
+        """
 
 
 class Handle(Generic[T]):
@@ -51,7 +55,9 @@ class Handle(Generic[T]):
         """
         self.description = description
         self._future: futures.Future[T] = futures.Future()
-        self._lock = threading.Lock()  # guards the two fields below
+        # Guards the two fields below. One thread may take it twice: the garbage collector strikes
+        # inside of it too, and may end a coroutine that awaits this handle and leaves its list.
+        self._lock = threading.RLock()
         self._callbacks: list[Callable[[Handle[T]], None]] = []
         self._is_finished = False
         self._on_cancel = on_cancel
@@ -347,10 +353,15 @@ class _Step(Generic[T, U]):
             self._run(value)
             return
         try:
-            self._executor.submit(lambda: self._run(value))
+            self._executor.submit(
+                lambda: self._run(value), on_dropped=lambda reason: self._fail(value, reason)
+            )
         except RuntimeError as error:  # the pool is closed
-            self._target.set_exception(TransferCancelled(f"{self._target.description}: {error}"))
-            self._drop(value)
+            self._fail(value, str(error))
+
+    def _fail(self, value: T, reason: str) -> None:
+        self._target.set_exception(TransferCancelled(f"{self._target.description}: {reason}"))
+        self._drop(value)
 
     def _run(self, value: T) -> None:
         if self._target.done():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -27,6 +28,7 @@ Address = tuple[str, int]
 logger = logging.getLogger("comfy_cluster.transport")
 
 RECEIVE_BURST = 64  # packets read before the other threads are woken
+LAST_WAIT = 0.05  # seconds for a full socket, from the stop on, for all that was chosen to leave
 WRITABLE_CHECK_INTERVAL = 0.1  # seconds between two looks whether to stop, while the buffer is full
 
 # What the network or the other end may cause at any time. The packet is lost, and that is all:
@@ -76,6 +78,7 @@ class PythonLoops:
         self._changed = threading.Condition()
         self._has_changed = False
         self._is_stopping = False
+        self._stopped_at = math.inf
         self._receive_errors: dict[str, int] = {}  # the receive loop's
         self._send_errors: dict[str, int] = {}  # the send loop's
 
@@ -96,6 +99,7 @@ class PythonLoops:
     def stop(self) -> None:
         """Lets both loops end; returns at once."""
         self._is_stopping = True
+        self._stopped_at = min(self._stopped_at, time.monotonic())
         self._stop_receiving.set()
         self.wake_sender()
 
@@ -148,11 +152,15 @@ class PythonLoops:
                     self._sleep_until(self._engine.next_timer())
 
     def _send(self, packet: bytes, address: Address, writable: selectors.BaseSelector) -> None:
-        while not self._is_stopping:
+        """After the stop too, as it may be a GOODBYE; a full socket has `LAST_WAIT` then."""
+        while True:
             try:
                 self._sock.sendto(packet, address)
             except BlockingIOError:
-                writable.select(WRITABLE_CHECK_INTERVAL)
+                left = self._stopped_at + LAST_WAIT - time.monotonic()
+                if left < 0:
+                    return
+                writable.select(min(WRITABLE_CHECK_INTERVAL, left))
                 continue
             except OSError as error:
                 _count_or_raise(error, self._send_errors)

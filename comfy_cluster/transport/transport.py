@@ -71,6 +71,7 @@ class Transport:
         self._handles: set[Handle[Any]] = set()
         self._members: set[int] = set()  # whom a broadcast goes to; what they are the core knows
         self._listeners = Listeners()
+        self._ended: Handle[None] = Handle("the transport of this instance")
 
     # Life
 
@@ -120,6 +121,12 @@ class Transport:
         """What ended one of the threads, and with it this transport."""
         return self._failure
 
+    @property
+    def ended(self) -> Handle[None]:
+        """Fails once a transport that was started is closed, or a thread of it died: with what all
+        other handles fail with, and before them. It never has a result."""
+        return self._ended
+
     def _on_failure(self, error: BaseException) -> None:
         name = threading.current_thread().name
         logger.error("! thread %s ended, nothing can be sent any more", name, exc_info=error)
@@ -129,6 +136,7 @@ class Transport:
         self._fail_handles(lambda _: error)
 
     def _fail_handles(self, error_of: Callable[[Handle[Any]], BaseException]) -> None:
+        self._ended.set_exception(error_of(self._ended))
         while (handle := self._pop_handle()) is not None:
             handle.set_exception(error_of(handle))
 
@@ -319,9 +327,17 @@ class Transport:
         )
         return handle
 
-    def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
+    def receive_buffer(
+        self,
+        key: TransferKey,
+        *,
+        peer: int,
+        before_claim: Callable[[Handle[ReceivedBuffer]], object] | None = None,
+    ) -> Handle[ReceivedBuffer]:
         """Done when the payload of `key` is here, and its digest is right.
 
+        `before_claim(handle)` is called before the payload is asked for: if it cancels the handle,
+        because the job has ended, then it is not, and the job stays ended.
         The handle fails with PeerLost or TransferCancelled; with PeerLost too if `peer` does not
         connect at all. LocalProtocolError: no such peer, or the key names another source.
         """
@@ -333,6 +349,8 @@ class Transport:
         handle: Handle[ReceivedBuffer] = self._new_handle(
             str(key), on_cancel=lambda now: parts.incoming.unclaim(key, handle, now)
         )
+        if before_claim is not None:
+            before_claim(handle)
         parts.control.post(lambda now: parts.incoming.claim(key, handle, now))
         return handle
 

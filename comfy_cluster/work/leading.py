@@ -16,6 +16,7 @@ from comfy_cluster.errors import (
     PeerLost,
     RemoteProtocolError,
     TransferCancelled,
+    TransferError,
     WorkflowError,
 )
 from comfy_cluster.protocol.events import PeerLost as PeerLostEvent
@@ -49,7 +50,8 @@ class Assignment:
         self.accepted: Handle[None] = Handle(f"{name}, to be queued")
         """Done when it was validated and queued there."""
         self.finished: Handle[Mapping[str, Any]] = Handle(name)
-        """Done with the outputs of its output nodes. Fails with WorkflowError, or PeerLost."""
+        """Done with the outputs of its output nodes. Fails with WorkflowError, PeerLost, or what
+        has ended this instance."""
 
     def fail(self, error: BaseException) -> None:
         """Nothing more comes of it."""
@@ -73,6 +75,7 @@ class Leading:
         cluster.add_message_listener(MessageType.EXECUTION_RESULT, self._on_result)
         cluster.add_message_listener(MessageType.EXECUTION_ERROR, self._on_trouble)
         cluster.add_peer_listener(self._on_peer_event)
+        cluster.ended.add_done_callback(self._on_ended)
 
     def give(self, instance: int, order: Order) -> Assignment:
         """Sends an order; its outcome is told by what is returned."""
@@ -80,6 +83,9 @@ class Leading:
         with self._lock:
             self._assignments[order.job_id, instance] = assignment
         assignment.finished.add_done_callback(lambda _: self._forget(assignment))
+        if self._cluster.ended.done():  # after it is among those that are failed when that happens
+            self._on_ended(self._cluster.ended)
+            return assignment
         kind = (
             MessageType.DISTRIBUTE_PROMPT
             if order.kind == OrderKind.REGION.value
@@ -106,6 +112,17 @@ class Leading:
     def _forget(self, assignment: Assignment) -> None:
         with self._lock:
             self._assignments.pop((assignment.order.job_id, assignment.instance), None)
+
+    def _on_ended(self, ended: Handle[None]) -> None:
+        """This instance has left the cluster: no news will come, not even of a lost peer."""
+        error = ended.exception()
+        with self._lock:
+            left = list(self._assignments.values())
+        for assignment in left:
+            assignment.is_over_there = True  # or soon: the follower loses this instance
+            text = f"{assignment.finished.description}: {error}"
+            is_closed = isinstance(error, TransferCancelled)
+            assignment.fail(TransferCancelled(text) if is_closed else TransferError(text))
 
     # On the control thread.
 

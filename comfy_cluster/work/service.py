@@ -132,7 +132,10 @@ class ClusterWork(Work):
 
     async def wait_until_ready(self, call: NodeCall) -> None:
         cluster = self._cluster
-        if self._leading is None or cluster.ready.done():
+        if self._leading is None:
+            return
+        if cluster.ready.done():
+            cluster.wait_until_ready(0.0)  # raises what has ended this instance
             return
         waited = 0.0
 
@@ -184,8 +187,7 @@ class ClusterWork(Work):
             raise WorkflowError(
                 f"this is instance {self.instance_index}, a follower: queue it on the leader's page"
             )
-        if not self._cluster.ready.done():
-            self._cluster.wait_until_ready(0.0)
+        self._cluster.wait_until_ready(0.0)
         prompt_id = new_prompt_id()
         flat = with_outputs_only(expand_all(plain(prompt)), outputs)
         check_waits(flat)

@@ -146,27 +146,22 @@ class WorkflowRun:
 
     def _on_finished(self, peer: int, finished: Handle[Any]) -> None:
         error = finished.exception()
+        with self._lock:  # what is waited for later has a grace of its own
+            pending = [handle for source, handle in self._pending if source == peer]
         if error is None:
             missing = WorkflowError(f"instance {peer} ended the workflow without sending this")
-            self._grace.call_later(lambda: self._give_up_on(peer, missing))
+            self._grace.call_later(lambda: _abandon(pending, missing))
         elif isinstance(error, PeerLost):
             self._warn(f"{error}. What its own output nodes make is missing")
-            self._give_up_on(peer, error)
+            _abandon(pending, error)
         elif not isinstance(error, TransferCancelled):
             self._fail(error)
-
-    def _give_up_on(self, peer: int, error: BaseException) -> None:
-        with self._lock:
-            pending = [handle for source, handle in self._pending if source == peer]
-        for handle in pending:
-            handle.abandon(error)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self.failure = error
             pending = [handle for _, handle in self._pending]
-        for handle in pending:
-            handle.abandon(error)
+        _abandon(pending, error)
 
     # For the nodes.
 
@@ -476,6 +471,11 @@ class WorkflowRun:
         if (node_id, collective) not in self._handles:
             self._handles[node_id, collective] = self._receive(node_id, source, collective)
         return await wait(self._handles[node_id, collective], self._host)
+
+
+def _abandon(handles: Sequence[Handle[Any]], error: BaseException) -> None:
+    for handle in handles:
+        handle.abandon(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +205,29 @@ def test_a_cancelled_chain_leaves_nothing_behind() -> None:
             assert parts is not None
             wait_until(lambda parts=parts: not len(parts.endpoint._incoming._store), "the end")  # type: ignore[misc]
             assert not len(parts.endpoint._relays) and not len(parts.endpoint._chains)
+
+
+def test_a_payload_that_is_given_up_before_it_is_sent_leaves_nothing(rng: random.Random) -> None:
+    with Instances(3, **UDP) as instances:
+        parts = instances[0].transport._parts
+        assert parts is not None
+        began, may_go_on = threading.Event(), threading.Event()
+
+        def hold_up(now: float) -> None:
+            began.set()
+            may_go_on.wait(WAIT)
+
+        parts.control.post(hold_up)
+        assert began.wait(WAIT)
+        small = payload_of(rng, 1_000)  # so its digest is made at once, and it waits for the thread
+        handles = instances[0].transport.send_chain(
+            [1, 2], key_of(0, 1), small, message_type=BROADCAST
+        )
+        for handle in handles.values():
+            handle.cancel()
+        over = threading.Event()
+        parts.control.post(lambda now: over.set())
+        may_go_on.set()
+        assert over.wait(WAIT)
+        assert not len(parts.endpoint._chains)
+        assert not parts.outgoing._buffers

@@ -79,7 +79,7 @@ def test_four_instances_make_of_photographs_what_one_process_makes(
     raw_size = WIDTH * HEIGHT * 3 * 4  # results are no 8-bit images: they travel as float32
     for each in numbers["instances"][1:]:
         assert each["bytes_sent"] > raw_size
-        assert 0 < each["bytes_received"] < each["bytes_sent"]
+        assert 0 < each["bytes_received"] < 2 * raw_size  # its image, not the batch
         assert each["compute_seconds"] > 0
         assert each["transfer_seconds"] > 0
         assert each["megabytes_per_second"] > 0

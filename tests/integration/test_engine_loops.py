@@ -286,6 +286,25 @@ def test_loops_stop_in_mid_transfer(fast_pair: tuple[Side, Side]) -> None:
         assert not thread.is_alive()
 
 
+def test_messages_that_were_chosen_leave_though_the_loops_stop(rng: random.Random) -> None:
+    """A GOODBYE that a loop has taken from the engine is in nobody's hands but its own."""
+    messages = [b"message %d" % number for number in range(60)]
+    for _ in range(50):
+        first, second = connected_pair(MODES["one-call-a-packet"])
+        for message in messages:
+            assert first.engine.send_message(1, message)
+        time.sleep(rng.uniform(0.0, 0.0003))  # into the burst, on most machines
+        first.engine.stop_loops()
+        for thread in first.threads:
+            thread.join(DEADLINE)
+        for address, packet in first.engine.packets_to_send(time.monotonic()):
+            first.socket.sendto(packet, address)
+        second.wait_for(*((EVENT_MESSAGE, 0, message) for message in messages))
+        assert len(second.events) == len(messages)
+        first.stop()
+        second.stop()
+
+
 def test_a_receiver_that_sleeps_is_found_when_it_wakes() -> None:
     """While its loops are not running yet, packets pile up and are lost; later all arrives."""
     first, second = connected_pair({}, packet_size=8952)

@@ -28,6 +28,7 @@ NOT_SOURCES = shutil.ignore_patterns(
 )
 # Ends in a path that is no program, also where a test runs as root.
 NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
+QUICK_BUILD = {"CFLAGS": "-O0"}  # what is installed is looked at here, not how fast it is
 ENGINE_IN_USE = "from comfy_cluster import fastpath; print(fastpath.ENGINE_NAME)"
 
 
@@ -58,6 +59,7 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.log = ""
         self.scripts = folder / "env" / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.scripts / Path(sys.executable).name
         command = [sys.executable, "-m", "venv", "--without-pip", str(folder / "env")]
@@ -80,7 +82,8 @@ class Environment:
 def installed(archive: Path, folder: Path, **variables: str) -> Environment:
     environment = Environment(folder)
     done = environment.install(archive, **variables)
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment.log = done.stdout + done.stderr
+    assert done.returncode == 0, environment.log
     return environment
 
 
@@ -88,7 +91,7 @@ def installed(archive: Path, folder: Path, **variables: str) -> Environment:
 def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An installation that required the compiled engine."""
     folder = tmp_path_factory.mktemp("compiled")
-    return installed(sdist, folder, COMFY_CLUSTER_REQUIRE_FASTPATH="1")
+    return installed(sdist, folder, COMFY_CLUSTER_REQUIRE_FASTPATH="1", **QUICK_BUILD)
 
 
 def source_files(suffixes: set[str]) -> set[str]:
@@ -124,6 +127,12 @@ def test_installed_engine_is_the_compiled_one(compiled: Environment) -> None:
     for package in PACKAGES:
         file = Path(compiled.read(f"import {package}; print({package}.__file__)"))
         assert file.is_relative_to(compiled.site)
+
+
+def test_who_builds_has_a_say_in_how_but_not_in_the_results(compiled: Environment) -> None:
+    (command,) = (each for each in compiled.log.splitlines() if "_fastpath.c " in each + " ")
+    options = [each for each in command.split() if each in ("-O3", "-O0", "-ffp-contract=off")]
+    assert options[-3:] == ["-O3", "-O0", "-ffp-contract=off"]
 
 
 def test_metadata_comes_from_one_place(compiled: Environment) -> None:

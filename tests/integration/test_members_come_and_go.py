@@ -195,8 +195,11 @@ def test_a_cluster_goes_on_without_its_server() -> None:
             kill(processes[0])
             wait_until(lambda: leader.connected_peers == [], lambda: leader.info().text())
             processes[0] = start(follow, settings[1])
-            with Rendezvous(port=server.port):
-                wait_until(lambda: leader.connected_peers == [1], lambda: leader.info().text())
+            with Rendezvous(port=server.port) as again:
+                wait_until(
+                    lambda: leader.connected_peers == [1],
+                    lambda: f"{leader.info().text()}\n{processes[0]}\n{again.asked}",
+                )
                 assert run_job(leader, "with-it-again")
 
 
@@ -208,6 +211,8 @@ def test_an_instance_leaves_in_time_beside_a_server_that_stalls(how: str) -> Non
         leaving = build_cluster(patient[1])
         with build_cluster(patient[0]) as leader, leaving:
             leader.wait_until_ready(READY_TIMEOUT)
+            # Who has not heard of the leader yet cannot say goodbye to it.
+            wait_until(lambda: leaving.connected_peers == [0], lambda: leaving.info().text())
             server.stalling = how
             began = time.monotonic()
             leaving.close()

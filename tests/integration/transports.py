@@ -124,6 +124,11 @@ def bytes_of(payload: EncodedPayload) -> bytes:
     return payload.prefix + payload.body
 
 
+def our_threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return sorted(name for name in names if name.startswith("comfy-cluster"))
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """For what no condition variable tells of: looks again and again."""
     deadline = time.monotonic() + WAIT

@@ -2,7 +2,8 @@
 
     python -m tests.netlab.member
 
-Prints one JSON line for each event, and ends with its standard input. Imports no torch.
+Prints one JSON line for each event, and where it stands for each line of its standard input, with
+which it ends. Imports no torch.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> None:
     try:
         discovery.start(transport.add_member, lambda error: tell("failed", reason=str(error)))
         tell("started")
-        sys.stdin.read()
+        for _ in sys.stdin:
+            tell("stands", peers=[str(each) for each in transport.peers()], stats=transport.stats())
     finally:
         discovery.close()
         transport.close()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.netlab import Host
@@ -17,6 +18,15 @@ PREFIX = "COMFY_CLUSTER_"
 # Short ones: the tests wait until somebody is lost.
 TIMES = {"HEARTBEAT_INTERVAL": "0.1", "INSTANCE_TIMEOUT": "0.6"}
 DEFAULT_TIMES = dict.fromkeys(TIMES, "")  # those that users have
+
+
+def wait_for_all(members: Sequence[Member]) -> None:
+    """Until each is connected to all others."""
+    try:
+        for each in members:
+            each.wait_for_peers(*(other.index for other in members if other is not each))
+    except AssertionError as error:
+        raise AssertionError("\n".join(each.report() for each in members)) from error
 
 
 class Member:
@@ -68,6 +78,16 @@ class Member:
         with self._changed:
             is_so = self._changed.wait_for(lambda: set(self.connected) == set(peers), WAIT)
         assert is_so, f"instance {self.index} has {self.connected}: {self.events}"
+
+    def report(self) -> str:
+        """Where it stands, for people."""
+        code = self.process.poll()
+        if code is not None:
+            return f"instance {self.index} had ended with {code}: {self.events}"
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return f"instance {self.index}: {self.events}, {self.wait_for('stands')}"
 
     def wait_for(self, event: str, **values: object) -> dict[str, Any]:
         """The first event of that kind with those values."""

@@ -10,18 +10,9 @@ import pytest
 
 from benchmarks.netlab import Host, Lab
 from tests.netlab.firewalls import allow, drop
-from tests.netlab.members import DEFAULT_TIMES, Member
+from tests.netlab.members import DEFAULT_TIMES, Member, wait_for_all
 
 pytestmark = pytest.mark.usefixtures("needs_lab")
-
-
-def others(count: int, index: int) -> list[int]:
-    return [each for each in range(count) if each != index]
-
-
-def wait_for_all(members: list[Member]) -> None:
-    for each in members:
-        each.wait_for_peers(*others(len(members), each.index))
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from types import ModuleType
 import pytest
 
 from tests.core_instance import CoreCluster, CoreInstance, endings
+from tests.engines import engine
 from tests.simnet import Link
+
+__all__ = ["engine"]
 
 COUNT = 3
 ACTIONS = 80

@@ -192,6 +192,7 @@ class FakeTransport:
         self.is_started = False
         self.is_closed = False
         self.failure: BaseException | None = None
+        self.ended: Handle[None] = Handle("the transport of this instance")
         self.ended_jobs: list[str] = []
         self.sharing: set[int] = set()  # peers that share memory
         self.bandwidths: dict[int, float] = {}
@@ -209,6 +210,12 @@ class FakeTransport:
 
     def close(self) -> None:
         self.is_closed = True
+        self.ended.cancel("this instance was closed")
+
+    def fail(self, error: BaseException) -> None:
+        """A thread of it dies."""
+        self.failure = error
+        self.ended.set_exception(error)
 
     def add_member(self, peer: int, address: Address) -> None:
         self.members[peer] = address
@@ -260,7 +267,13 @@ class FakeTransport:
             peer: self.send_buffer(peer, key, payload, message_type=message_type) for peer in peers
         }
 
-    def receive_buffer(self, key: TransferKey, *, peer: int) -> Handle[ReceivedBuffer]:
+    def receive_buffer(
+        self,
+        key: TransferKey,
+        *,
+        peer: int,
+        before_claim: Callable[[Handle[ReceivedBuffer]], object] | None = None,
+    ) -> Handle[ReceivedBuffer]:
         assert key.source == peer
 
         def forget() -> None:
@@ -268,6 +281,10 @@ class FakeTransport:
                 self.claims.pop(key, None)
 
         handle: Handle[ReceivedBuffer] = Handle(f"buffer {key}", on_cancel=forget)
+        if before_claim is not None:
+            before_claim(handle)
+        if handle.done():
+            return handle
         with self._lock:
             buffer = self.arrived.pop(key, None)
             if buffer is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 
-from comfy_cluster.cluster.budget import ByteBudget
+from comfy_cluster.cluster.budget import Admission, ByteBudget
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
 
@@ -67,6 +67,16 @@ def test_a_cancelled_request_leaves_the_queue() -> None:
     first.release()
     third.result(0).release()
     assert budget.used == 0
+
+
+def test_who_gives_back_at_once_lets_any_number_in() -> None:
+    """One after the other: there may be more than Python nests calls."""
+    budget = ByteBudget(100)
+    first = budget.admit(100).result(0)
+    waiting = [budget.admit(100).then(Admission.release) for _ in range(5000)]
+    first.release()
+    assert [each.exception(0) for each in waiting] == [None] * len(waiting)
+    assert budget.used == 0 and budget.waiting_count == 0
 
 
 def test_many_threads_never_exceed_it() -> None:

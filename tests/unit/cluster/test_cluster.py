@@ -10,7 +10,12 @@ import torch
 from comfy_cluster.cluster import Cluster, CollectiveKey, InstanceState
 from comfy_cluster.config import ClusterConfig, Codec
 from comfy_cluster.discovery import FailureListener, MemberListener
-from comfy_cluster.errors import DiscoveryError, LocalProtocolError, TransferCancelled
+from comfy_cluster.errors import (
+    DiscoveryError,
+    LocalProtocolError,
+    TransferCancelled,
+    TransferError,
+)
 from comfy_cluster.protocol.events import StrangerHeard
 from tests.unit.cluster.fake_transport import FakeClusters, FakeDiscovery, FakeTransport
 
@@ -223,6 +228,59 @@ def test_a_failed_transport_is_an_error_of_the_instance() -> None:
         assert cluster.state is InstanceState.ERROR
         with pytest.raises(LocalProtocolError, match="ERROR"), cluster.job("b"):
             pass
+
+
+def test_a_failed_transport_wakes_who_waits_for_the_others() -> None:
+    with FakeClusters(2) as joined:
+        cluster = joined.clusters[0]
+        ready = cluster.ready
+        joined.network.transports[0].fail(OSError("the socket is gone"))
+        assert cluster.state is InstanceState.ERROR
+        for failed in (ready, cluster.ready, cluster.ended):
+            with pytest.raises(TransferError, match="the socket is gone"):
+                failed.result(WAIT)
+        with pytest.raises(TransferError, match="the socket is gone"):
+            cluster.wait_until_ready(WAIT)
+
+
+@pytest.mark.parametrize("is_lost_first", [False, True])
+def test_a_failed_transport_wakes_who_waits_for_a_lost_leader(is_lost_first: bool) -> None:
+    with FakeClusters(2) as joined:
+        joined.connect_all(WAIT)
+        follower, transport = joined.clusters[1], joined.network.transports[1]
+        if is_lost_first:
+            joined.network.lose(0)
+            assert joined.network.flush(WAIT)
+            assert not follower.ready.done()
+        transport.fail(OSError("the socket is gone"))
+        if not is_lost_first:  # the control thread lives on, and hears nothing of anybody any more
+            joined.network.lose(0)
+            assert joined.network.flush(WAIT)
+        assert follower.ready.done()
+        assert isinstance(follower.ended.exception(0), TransferError)
+        assert follower.state is InstanceState.ERROR
+
+
+def test_whatever_ends_an_instance_is_told_once() -> None:
+    with FakeClusters(3) as joined:
+        closed, refused, left = joined.clusters
+        joined.network.transports[0].fail(OSError("the socket is gone"))
+        joined.discoveries[1].fail(DiscoveryError("index 1 belongs to 10.0.0.9"))
+        joined.network.transports[2].close()  # as at an exit
+        errors = [each.ended.exception(0) for each in joined.clusters]
+        assert [type(each) for each in errors] == [TransferError, DiscoveryError, TransferCancelled]
+        assert left.state is InstanceState.POPULATING
+        closed.close()
+        refused.close()
+        assert [each.ended.exception(0) for each in joined.clusters] == errors
+
+
+def test_closing_ends_an_instance(config: ClusterConfig) -> None:
+    with FakeClusters(2) as joined, Cluster(config) as alone:
+        assert not joined.clusters[0].ended.done() and not alone.ended.done()
+    for cluster in (joined.clusters[0], alone):
+        with pytest.raises(TransferCancelled, match="closed on this instance"):
+            cluster.ended.result(0)
 
 
 def test_info_shows_the_cluster_to_its_user() -> None:

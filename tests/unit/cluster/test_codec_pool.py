@@ -61,6 +61,40 @@ def test_closing_drops_what_has_not_begun() -> None:
         pool.submit(lambda: None)
 
 
+def test_closing_ends_who_waits_for_what_has_not_begun() -> None:
+    pool = CodecPool(1)
+    began, release = threading.Event(), threading.Event()
+
+    def first() -> None:
+        began.set()
+        release.wait(WAIT)
+
+    pool.submit(first)
+    assert began.wait(WAIT)
+    given_back: list[str] = []
+    waiting = Handle.completed("payload", "fan-in").then(str, pool, on_dropped=given_back.append)
+    used: list[BaseException] = []
+
+    def use_the_pool(_: Handle[str]) -> None:
+        """On another thread: whoever is told must be free to wait for one that uses the pool."""
+        next_step = Handle.completed(None).then(lambda _: None, pool)
+        used.append(next_step.exception(WAIT) or AssertionError("it is closed"))
+
+    def use_it_elsewhere(done: Handle[str]) -> None:
+        thread = threading.Thread(target=use_the_pool, args=(done,), daemon=True)
+        thread.start()
+        thread.join(WAIT)
+
+    waiting.add_done_callback(use_it_elsewhere)
+    pool.stop()
+    with pytest.raises(TransferCancelled, match="fan-in: the codec threads were closed"):
+        waiting.result(WAIT)
+    assert given_back == ["payload"]
+    assert [type(each) for each in used] == [TransferCancelled]
+    release.set()
+    pool.close(WAIT)
+
+
 def test_an_idle_thread_keeps_no_payload() -> None:
     class Payload:
         pass

@@ -50,7 +50,7 @@ class HeldExecutor:
     def __init__(self) -> None:
         self.tasks: list[Callable[[], None]] = []
 
-    def submit(self, fn: Callable[[], None], /) -> None:
+    def submit(self, fn: Callable[[], None], /, *, on_dropped: Callable[[str], object]) -> None:
         self.tasks.append(fn)
 
 

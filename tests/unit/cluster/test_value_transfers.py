@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 import pytest
@@ -152,6 +153,41 @@ def test_a_job_that_ends_between_description_and_tensors_is_over() -> None:
             assert joined.network.wait_for_lost(3, WAIT)
         assert isinstance(received.exception(WAIT), TransferCancelled)
         assert joined.clusters[1]._jobs._jobs == {}  # also where the tensors were asked for later
+
+
+def test_closing_ends_a_value_whose_tensors_were_not_asked_for_yet() -> None:
+    with FakeClusters(2) as joined, joined_job(joined):
+        leader, follower = joined.clusters
+        pool = follower._pool
+        has_decoded, is_over = threading.Event(), threading.Event()
+        may_go_on = threading.Semaphore(0)
+
+        def occupy() -> None:
+            may_go_on.acquire(timeout=WAIT)
+
+        def occupy_then() -> None:
+            has_decoded.set()
+            is_over.wait(WAIT)
+
+        for _ in range(pool._thread_count):
+            pool.submit(occupy)
+        arrived = threading.Event()
+        joined.network.transports[1].after_arrival = arrived.set
+        value = follower.receive_value(KEY, 0, kind=Kind.BROADCAST)
+        leader.send_value(KEY, [torch.zeros(4)], [1], kind=Kind.BROADCAST)
+        assert arrived.wait(WAIT)
+        # The only free thread decodes the description, and is busy then: the next step is queued.
+        pool.submit(occupy_then)
+        may_go_on.release()
+        assert has_decoded.wait(WAIT)
+        closing = threading.Thread(target=follower.close)
+        closing.start()
+        error = value.exception(WAIT)
+        is_over.set()
+        may_go_on.release(pool._thread_count)
+        closing.join()
+    assert isinstance(error, TransferCancelled)
+    assert str(error).startswith("broadcast (job job, node 7) from instance 0: ")
 
 
 def test_a_cancelled_value_asks_for_no_tensors() -> None:

@@ -99,6 +99,18 @@ def test_instances_of_one_machine_find_each_other(way: Interface) -> None:
     }
 
 
+def test_who_is_heard_before_the_start_is_reported_when_it_is_heard_again(way: Interface) -> None:
+    """Its HELLOs may come as soon as the transport's socket is there."""
+    (port,) = free_ports(1)
+    found: queue.Queue[tuple[int, int, Address]] = queue.Queue()
+    address = ("127.0.0.1", 9002)
+    with contextlib.closing(BroadcastDiscovery(config(1, port), loopback=way)) as discovery:
+        discovery.on_heard(2, address)
+        discovery.start(reporting(1, found), fail)
+        discovery.on_heard(2, address)
+        assert found.get(timeout=WAIT) == (1, 2, address)
+
+
 def config(index: int, port: int) -> ClusterConfig:
     return ClusterConfig(
         instance_count=COUNT,

@@ -150,6 +150,24 @@ def test_another_program_answers(server: Rendezvous) -> None:
         client(server.url).register(OWN)
 
 
+def test_a_web_site_is_no_rendezvous_server(server: Rendezvous) -> None:
+    server.failing = (404, {})
+    with pytest.raises(RegistrationRefused) as info:
+        client(server.url).register(OWN)
+    assert str(info.value).startswith(f"{PREFIX}{server.url} has no rendezvous server's routes")
+    assert "COMFY_CLUSTER_STUN_SERVER" in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"), [(1e-9, 0.1), (5, 5.0), (float("inf"), 300.0), (10**400, 300.0), (-1, None)]
+)
+def test_a_servers_interval_has_bounds(
+    server: Rendezvous, told: float, taken: float | None
+) -> None:
+    server.failing = (200, {"heartbeat_interval_s": told})
+    assert client(server.url).register(OWN).heartbeat_interval == taken
+
+
 def test_a_server_in_trouble(server: Rendezvous) -> None:
     server.failing = (503, {"error": "the store is away"})
     with pytest.raises(RegistryUnavailable, match="answers 503: the store is away"):

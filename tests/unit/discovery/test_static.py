@@ -236,6 +236,18 @@ def test_a_lost_peer_is_looked_up_again_a_connected_one_is_not(
     assert members.empty()
 
 
+def test_a_lost_peer_is_reported_again_where_its_name_leads_as_before(
+    start: Callable[..., StaticDiscovery], members: Members
+) -> None:
+    """That address may have been another one's meanwhile."""
+    discovery = start([("10.0.0.1", 9998), ("first", 9999)], FakeNames(first="10.0.0.2"))
+    for _ in range(2):
+        assert members.get(timeout=WAIT) == (1, ("10.0.0.2", 9999))
+        discovery.on_peer_connected(1)
+        discovery.on_peer_lost(1)
+    assert members.get(timeout=WAIT) == (1, ("10.0.0.2", 9999))
+
+
 def test_closing_ends_the_thread_and_twice_is_fine(start: Callable[..., StaticDiscovery]) -> None:
     names = FakeNames()
     discovery = start([("10.0.0.1", 9998), ("nowhere", 9999)], names)

@@ -2,95 +2,18 @@
 
 from __future__ import annotations
 
-import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
 
-from comfy_cluster.config import ClusterConfig, RegistrationMode, Role
-from comfy_cluster.discovery import Address, stun
+from comfy_cluster.discovery import stun
 from comfy_cluster.discovery.registry import Listing, Registered, Registration, Registry
-from comfy_cluster.discovery.stun import StunDiscovery
-from comfy_cluster.errors import DiscoveryError
+from tests.unit.discovery.looking import WAIT, Looking, looking, trouble_of, wait_until
 from tests.unit.discovery.rendezvous import Rendezvous
-
-WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
-
-
-class Looking:
-    """A discovery and what it reports."""
-
-    def __init__(
-        self,
-        *urls: str,
-        index: int = 1,
-        count: int = 3,
-        key: str = "k" * 32,
-        is_observer: bool = False,
-    ) -> None:
-        config = ClusterConfig(
-            instance_count=count,
-            instance_index=index,
-            role=Role.FOLLOWER if index else Role.LEADER,
-            registration_mode=RegistrationMode.STUN,
-            stun_servers=urls,
-            cluster_id="c",
-            key=key,
-            direct_listen_port=9000 + index,
-        )
-        self.members: queue.Queue[tuple[int, Address]] = queue.Queue()
-        self.failures: queue.Queue[DiscoveryError] = queue.Queue()
-        self.discovery = StunDiscovery(config, is_observer=is_observer)
-
-    def start(self) -> None:
-        self.discovery.start(
-            lambda peer, address: self.members.put((peer, address)), self.failures.put
-        )
-
-    def next_member(self) -> tuple[int, Address]:
-        return self.members.get(timeout=WAIT)
-
-
-@contextmanager
-def looking(*urls: str, index: int = 1, count: int = 3, key: str = "k" * 32) -> Iterator[Looking]:
-    made = Looking(*urls, index=index, count=count, key=key)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.discovery.close()
-
-
-def trouble_of(one: Looking, peer: int) -> str:
-    return one.discovery.troubles().get(peer, "")
-
-
-def wait_until(condition: Callable[[], bool], *, news: Rendezvous | None = None) -> None:
-    """`news`: a server that gets some meanwhile; one that holds the question answers it then."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        if news is not None:
-            news.put(6, address=f"10.0.1.{len(news.asked) % 250}")
-        time.sleep(0.005)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FIRST_RETRY_DELAY", "LARGEST_RETRY_DELAY", "FORMING_INTERVAL"):
-        monkeypatch.setattr(stun, name, 0.01)
-
-
-@pytest.fixture(params=[False, True])
-def server(request: pytest.FixtureRequest) -> Iterator[Rendezvous]:
-    """Of both kinds: polled, and one that holds the question until there is news."""
-    with Rendezvous(tells_revisions=request.param) as made:
-        yield made
 
 
 def test_it_registers_and_finds_the_others(server: Rendezvous) -> None:
@@ -148,72 +71,6 @@ def test_troubles_say_who_is_not_registered(server: Rendezvous) -> None:
         one.next_member()
         one.discovery.on_peer_connected(0)
         assert one.discovery.troubles() == {2: f"it is not registered at {server.url}"}
-
-
-def test_a_name_that_cannot_be_resolved_is_told(server: Rendezvous) -> None:
-    server.put(0, address="nowhere.invalid")
-    with looking(server.url) as one:
-        server.wait_for("GET /instances/c")
-        wait_until(lambda: "nowhere.invalid cannot be resolved" in trouble_of(one, 0))
-
-
-def test_who_is_heard_is_reported_once(server: Rendezvous) -> None:
-    with looking(server.url) as one:
-        for _ in range(2):
-            one.discovery.on_heard(2, ("10.0.0.4", 9))
-        assert one.next_member() == (2, ("10.0.0.4", 9))
-        assert one.members.empty()
-
-
-LOOKING = ("10.0.0.5", 9)  # where one who looks says HELLO
-
-
-def test_an_observer_is_told_until_the_member_is_there(server: Rendezvous) -> None:
-    with looking(server.url) as one:
-        one.discovery.on_heard(2, LOOKING, is_observer=True)
-        assert one.next_member() == (2, LOOKING)
-        server.put(2)
-        assert one.next_member() == (2, ("10.0.0.9", 9998))
-        one.discovery.on_heard(2, LOOKING, is_observer=True)
-        assert one.members.empty()
-
-
-def test_an_observer_moves_no_member_and_takes_no_member_s_address(server: Rendezvous) -> None:
-    server.put(0)
-    with looking(server.url) as one:
-        assert one.next_member() == (0, ("10.0.0.9", 9998))
-        one.discovery.on_heard(0, LOOKING, is_observer=True)
-        one.discovery.on_heard(2, ("10.0.0.9", 9998), is_observer=True)
-        assert one.members.empty()
-        one.discovery.on_heard(2, LOOKING)
-        assert one.next_member() == (2, LOOKING)
-        one.discovery.on_heard(2, ("10.0.0.6", 9), is_observer=True)
-        assert one.members.empty()
-
-
-def test_an_observer_is_told_in_the_place_of_a_member_that_is_listed_no_more(
-    server: Rendezvous,
-) -> None:
-    server.put(0)
-    with looking(server.url) as one:
-        one.next_member()
-        server.remove(0)
-        wait_until(lambda: "is not registered" in trouble_of(one, 0))
-        one.discovery.on_heard(0, LOOKING, is_observer=True)
-        assert one.next_member() == (0, LOOKING)
-        server.put(0)
-        assert one.next_member() == (0, ("10.0.0.9", 9998))
-
-
-def test_a_lost_peer_is_looked_for_at_its_new_address(server: Rendezvous) -> None:
-    server.put(0)
-    with looking(server.url) as one:
-        one.next_member()
-        one.discovery.on_peer_connected(0)
-        server.put(0, address="10.0.0.77")
-        one.discovery.on_peer_lost(0)
-        while one.next_member() != (0, ("10.0.0.77", 9998)):
-            pass
 
 
 def test_a_taken_index_ends_it(server: Rendezvous) -> None:
@@ -287,34 +144,6 @@ def test_nothing_that_a_server_answers_ends_the_search(
     server.put(0)
     with looking(server.url) as one:
         assert one.next_member()[0] == 0
-
-
-@pytest.mark.parametrize("is_registered", [True, False])
-def test_an_observer_leaves_no_trace(
-    server: Rendezvous, monkeypatch: pytest.MonkeyPatch, is_registered: bool
-) -> None:
-    """Not where its index is registered from elsewhere either."""
-    monkeypatch.setattr(stun, "HEARTBEAT_INTERVAL", 0.02)
-    server.put(0)
-    if is_registered:
-        server.put(1, address="10.0.0.8")
-    before = dict(server.instances)
-    observer = Looking(server.url, is_observer=True)
-    observer.start()
-    assert observer.next_member() == (0, ("10.0.0.9", 9998))
-    assert "is not registered at" in observer.discovery.troubles()[2]
-    observer.discovery.close()
-    assert server.instances == before
-    assert {each.split()[0] for each in server.asked} == {"GET"}
-
-
-def test_an_observer_with_a_wrong_key_says_so(server: Rendezvous) -> None:
-    with looking(server.url):
-        server.wait_for("POST /register-instance")
-        observer = Looking(server.url, is_observer=True, key="x" * 32)
-        observer.start()
-        wait_until(lambda: "refuses the key" in trouble_of(observer, 0))
-        observer.discovery.close()
 
 
 STALLS = ["silence", "headers", "body"]

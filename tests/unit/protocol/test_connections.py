@@ -19,6 +19,7 @@ from comfy_cluster.protocol import (
     PeerRefused,
     StrangerHeard,
 )
+from comfy_cluster.protocol.peers import FIRST_HELLO_DELAY
 from comfy_cluster.wire import Announce, InstanceRole, Message, MessageType
 from tests.unit.protocol.fake_engine import Sent, address_of
 from tests.unit.protocol.world import World
@@ -239,9 +240,10 @@ def test_removed_member_is_lost_and_no_longer_heard() -> None:
 def test_member_with_a_new_address_is_found_there() -> None:
     world = World()
     world.kill(1)
+    world.run_for(30.0)  # by now HELLOs are rare
     endpoint = world.endpoints[0]
     endpoint.add_member(1, ("10.0.0.77", 9998), world.now)
-    world.run_for(2.0)
+    world.run_for(1.5 * FIRST_HELLO_DELAY)
     targets = {packet.target for packet in world.log if packet.source == 0}
     assert world.engines[0].allowed == {("10.0.0.77", 9998)}
     assert ("10.0.0.77", 9998) in targets
@@ -360,6 +362,23 @@ def test_an_instance_that_nobody_named_is_told() -> None:
     world.engines[0].events.append((EVENT_HELLO, STRANGE, hello))
     world.run_for(0.01)
     assert world.seen(0, StrangerHeard) == [StrangerHeard(1, STRANGE)]
+
+
+def test_an_instance_where_another_one_was_is_told_when_that_one_is_gone() -> None:
+    world = World(count=3)
+    world.connect()
+    hello = hello_of(world, 2)
+    world.kill(2)
+    world.engines[0].events.append((EVENT_HELLO, address_of(1), hello))
+    world.run_for(0.01)
+    assert not world.seen(0, StrangerHeard), "1 is connected there"
+    world.kill(1)
+    world.run_for(10.0)
+    world.engines[0].events.append((EVENT_HELLO, address_of(1), hello))
+    world.run_for(0.01)
+    assert world.seen(0, StrangerHeard) == [StrangerHeard(2, address_of(1))]
+    (refused,) = world.seen(0, PeerRefused)
+    assert "answers as instance 2" in refused.reason, "in a list of addresses that is a mistake"
 
 
 @pytest.mark.parametrize("changed", [{"cluster_id": "other"}, {"instance_index": 0, "role": 1}])

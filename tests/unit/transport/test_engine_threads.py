@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from comfy_cluster.transport.engine_threads import EngineThreads
-from comfy_cluster.transport.loops import PythonLoops
+from comfy_cluster.transport.loops import LAST_WAIT, PythonLoops
 from comfy_cluster.transport.sockets import grow_buffers, open_udp_socket
 
 WAIT = 20.0  # seconds; a bound for a broken build, never waited for in a good one
@@ -138,6 +138,81 @@ def test_packet_that_the_network_refuses_is_counted(engine: ModuleType) -> None:
     loops.close()
     assert list(loops.stats()) == ["send_errors_EACCES"]
     side.close()
+
+
+def test_what_was_chosen_to_leave_leaves_though_the_loop_stops() -> None:
+    """A GOODBYE that the loop has taken from the engine is in nobody's hands but its own."""
+    from comfy_cluster import _fastpath_py
+
+    with ExitStack() as stack:
+        sender, receiver = Side(_fastpath_py, 0), Side(_fastpath_py, 1)
+        for side in (sender, receiver):
+            stack.callback(side.close)
+        sender.connect(receiver)
+        receiver.connect(sender)
+        receiver.threads.start()
+        loops = PythonLoops(StoppedAfterChoosing(sender.core, lambda: loops.stop()), sender.sock)
+        sender.core.send_message(1, b"goodbye")
+        loops.send_loop()
+        loops.close()
+        receiver.wait_for((_fastpath_py.EVENT_MESSAGE, 0, b"goodbye"))
+
+
+def test_a_full_socket_is_not_waited_for_by_each_packet_after_the_stop() -> None:
+    packets = [(("127.0.0.1", 9), bytes(1000))] * 500
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                ours.send(bytes(1000))
+        engine: Any = FullOfPackets(packets)
+        sock: Any = FullSocket(ours)
+        loops = PythonLoops(engine, sock)
+        sending = threading.Thread(target=loops.send_loop)
+        sending.start()
+        loops.stop()
+        stopped_at = time.monotonic()
+        sending.join(WAIT)
+        assert time.monotonic() - stopped_at < len(packets) * LAST_WAIT / 10
+        loops.close()
+
+
+class FullOfPackets:
+    """An engine that always has something to send."""
+
+    def __init__(self, packets: list[tuple[Any, bytes]]) -> None:
+        self._packets = packets
+
+    def packets_to_send(self, now: float) -> list[tuple[Any, bytes]]:
+        return self._packets
+
+
+class FullSocket:
+    """A connected one that takes no more, behind the calls of one that is not connected."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.fileno = sock.fileno
+        self._sock = sock
+
+    def sendto(self, packet: bytes, address: object) -> int:
+        return self._sock.send(packet)
+
+
+class StoppedAfterChoosing:
+    """An engine whose loop is stopped when packets were taken from it, before they are sent."""
+
+    def __init__(self, core: Any, stop: Callable[[], None]) -> None:
+        self.next_timer = core.next_timer
+        self.receive_packet = core.receive_packet
+        self._core = core
+        self._stop = stop
+
+    def packets_to_send(self, now: float) -> list[tuple[Any, bytes]]:
+        packets: list[tuple[Any, bytes]] = self._core.packets_to_send(now)
+        if packets:
+            self._stop()
+        return packets
 
 
 class BrokenSocket:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
+from comfy_cluster.transport.handle import Handle
 from comfy_cluster.work.host import Phase
 from tests.unit.work.gates import WAIT, wait_until
 from tests.unit.work.instances import Instances, same, single_run
@@ -56,6 +59,13 @@ NOTHING_SENT = """
     4 Block images=3.0
     5 ClusterFanInImages images=4.0
     6 Save images=5.0
+"""
+SENT = """
+    1 Photographs count=4
+    2 ClusterFanOutImage images=1.0
+    3 Wait images=2.0
+    4 ClusterFanInImages images=3.0
+    5 Save images=4.0
 """
 DROPPED = """
     1 Photographs count=2
@@ -172,6 +182,34 @@ def test_a_follower_that_ends_without_a_result(is_whole: bool) -> None:
     assert state.phase is Phase.FAILED
     assert "instance 1" in state.message
     assert "ended" in state.message
+
+
+def test_what_the_leader_comes_to_late_has_a_grace_of_its_own() -> None:
+    """A follower's grace ends just when the leader begins to wait for what came long ago."""
+    prompt = prompt_of(SENT)
+    with Instances(2) as joined:
+        for host in joined.hosts:
+            host.computing.close()
+        prompt_id = queue_on_all(joined, prompt)
+        joined.hosts[0].computing.wait_for()
+        run: Any = joined.works[0]._runs[prompt_id]
+        ended: list[Callable[[], object]] = []
+        run._grace.call_later = ended.append
+        begin_to_wait = run._fail_with_this_run
+
+        def begin_late(source: int, handle: Handle[Any]) -> None:
+            begin_to_wait(source, handle)
+            for end in ended:
+                end()
+
+        run._fail_with_this_run = begin_late
+        (assignment,) = run._assignments
+        joined.hosts[1].computing.open()
+        assignment.finished.result(WAIT)
+        wait_until(lambda: bool(ended), "the follower's grace")
+        joined.hosts[0].computing.open()
+        state = joined.leader.wait_for(prompt_id)
+    assert state.phase is Phase.SUCCEEDED, state.message
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
