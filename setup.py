@@ -6,6 +6,8 @@ pure-Python engine runs in its place. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes tha
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,12 +25,6 @@ try:
 except ImportError:  # then build_ext looks for a ready-made .c file, and fails in the usual way
     CythonError = CCompilerError  # type: ignore[misc]
 
-COMPILE_ARGS = {
-    # -ffp-contract=off: no fused multiply-add, so that both engines round RTTs and windows alike.
-    "unix": ["-O3", "-ffp-contract=off"],
-    "mingw32": ["-O3", "-ffp-contract=off"],
-    "msvc": ["/O2", "/fp:precise"],
-}
 FALLBACK_TEXT = """
 ********************************************************************************
 comfy-cluster: the compiled packet engine was NOT built:
@@ -41,13 +37,25 @@ install comfy-cluster again. COMFY_CLUSTER_REQUIRE_FASTPATH=1 makes this an erro
 """
 
 
+def compile_args(compiler: str) -> list[str]:
+    """How fast the code is to be is asked of who builds, too: CFLAGS alone would come before ours.
+
+    No fused multiply-add, whoever asks, so that both engines round RTTs and windows alike.
+    """
+    if compiler == "msvc":  # which takes no CFLAGS
+        return ["/O2", "/fp:precise"]
+    if compiler not in ("unix", "mingw32"):
+        return []
+    return ["-O3", *shlex.split(os.environ.get("CFLAGS", "")), "-ffp-contract=off"]
+
+
 class BuildFastpath(build_ext):  # type: ignore[misc]
     """build_ext that knows each compiler's options and may do without the extension."""
 
     def build_extension(self, ext: Extension) -> None:
         # The root's __init__.py makes Cython look for _fastpath.pxd one folder too high.
         ext.cython_include_dirs = [str(ROOT)]
-        ext.extra_compile_args = COMPILE_ARGS.get(self.compiler.compiler_type, [])
+        ext.extra_compile_args = compile_args(self.compiler.compiler_type)
         ext.optional = engine_choice() is not EngineChoice.REQUIRE_COMPILED
         try:
             self.compile(ext)
