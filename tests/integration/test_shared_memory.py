@@ -32,6 +32,7 @@ from comfy_cluster.transport.shared_memory.records import (
     Record,
     Released,
 )
+from comfy_cluster.transport.workers import THREAD_COUNT
 from tests.integration.clusters import configs
 from tests.integration.transports import (
     FANIN,
@@ -191,6 +192,22 @@ def test_two_hundred_transfers_leave_nothing(rng: random.Random) -> None:
         assert late[0] == early[0]
         assert late[1] <= early[1] + 2  # mappings that were written to are made anew
         assert sum(stat(each, "segments_made") for each in pair) == 6  # a size class a direction
+    assert holdings() == before
+
+
+def test_mappings_that_nobody_came_to_unmap_go_with_the_transport(rng: random.Random) -> None:
+    before = holdings()
+    with Instances(2) as (first, second):
+        buffer = pass_on(first, second, payload_of(rng, SIZE))
+        del buffer
+        wait_until(lambda: released(first) == 1, "the release")
+        parts = second.transport._parts
+        assert parts is not None
+        workers = parts.workers
+        for _ in range(THREAD_COUNT):  # busy until the pool is closed
+            workers.run(lambda: wait_until(lambda: workers._is_closed, "the end of the workers"))
+        first.transport.close()
+        second.wait_for(lambda: not second.connected, "the loss of the first")
     assert holdings() == before
 
 

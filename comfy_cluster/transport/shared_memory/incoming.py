@@ -71,6 +71,7 @@ class SharedReceiver:
         # Both with what is needed to release a mapping; the first one is filled by any thread.
         self._unseen: deque[_Seen] = deque()
         self._looking: set[_Seen] = set()
+        self._parting: set[Mapping] = set()  # a worker is to unmap them
         self._is_closed = False
         self.bytes_received: dict[int, int] = {}
 
@@ -119,7 +120,7 @@ class SharedReceiver:
             self._stats.mappings_reused += 1
             return kept
         if kept is not None:
-            self._workers.run(kept.unmap)
+            self._part_with(kept)
         try:
             if fd is None:
                 raise ValueError("it came without a descriptor")
@@ -170,9 +171,18 @@ class SharedReceiver:
                 self._kept[origin] = seen.mapping
             else:
                 fate = Fate.UNMAPPED
-                self._workers.run(seen.mapping.unmap)
+                self._part_with(seen.mapping)
         if is_linked:
             self._tell(seen.peer, Released(seen.segment_id, fate))
+
+    def _part_with(self, mapping: Mapping) -> None:
+        self._parting.add(mapping)
+        self._workers.run(partial(self._unmap, mapping))
+
+    def _unmap(self, mapping: Mapping) -> None:
+        """On a worker thread, or never: the workers may end before."""
+        mapping.unmap()
+        self._parting.discard(mapping)
 
     def close_all(self) -> None:
         """Keeps nothing any more; what is seen is unmapped when it is not."""
@@ -187,15 +197,17 @@ class SharedReceiver:
 
     def free_memory(self) -> None:
         """After `close_all`, when no worker looks at a mapping any more."""
-        for mapping in (*self._kept.values(), *(seen.mapping for seen in self._looking)):
+        looked_at = (seen.mapping for seen in self._looking)
+        for mapping in (*self._kept.values(), *looked_at, *self._parting):
             mapping.unmap()
         self._kept.clear()
         self._looking.clear()
+        self._parting.clear()
 
     def on_dropped(self, peer: int, segment_id: int) -> None:
         kept = self._kept.pop((self._link_numbers[peer], segment_id), None)
         if kept is not None:
-            self._workers.run(kept.unmap)
+            self._part_with(kept)
 
     # Links
 
@@ -207,7 +219,7 @@ class SharedReceiver:
         """What was received stays; what was expected fails; nothing is kept."""
         number = self._link_numbers.pop(peer, None)
         for origin in [each for each in self._kept if each[0] == number]:
-            self._workers.run(self._kept.pop(origin).unmap)
+            self._part_with(self._kept.pop(origin))
         for buffer_id in [each for each, (owner, _) in self._open.items() if owner == peer]:
             self._fail(buffer_id, f"the link to instance {peer} is lost: {reason}")
 
