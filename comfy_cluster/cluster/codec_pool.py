@@ -56,17 +56,18 @@ class CodecPool:
     def submit(
         self, fn: Callable[[], None], /, *, on_dropped: Callable[[str], object] = lambda _: None
     ) -> None:
-        """Runs `fn`, which must not raise, on a thread of the pool. RuntimeError: it is closed.
+        """Runs `fn`, which must not raise, on a thread of the pool.
 
+        RuntimeError: it is closed, or the system gives this process no thread.
         Codec work in it that `close` interrupts raises TransferCancelled. If `fn` has not begun by
         then, whoever closes the pool calls `on_dropped(reason)` instead; it must not raise.
         """
         with self._changed:
             if self._is_closed:
                 raise RuntimeError(_CLOSED)
-            self._tasks.append(_Task(fn, on_dropped))
-            if len(self._tasks) > self._idle_count and len(self._threads) < self._thread_count:
+            if len(self._tasks) >= self._idle_count and len(self._threads) < self._thread_count:
                 self._start_thread()
+            self._tasks.append(_Task(fn, on_dropped))
             self._changed.notify()
 
     def stop(self) -> None:
@@ -90,8 +91,13 @@ class CodecPool:
     def _start_thread(self) -> None:
         name = f"comfy-cluster-codec-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # those that there are do it all, later
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     @property
     def is_own(self) -> bool:

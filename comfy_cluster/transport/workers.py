@@ -30,14 +30,19 @@ class WorkerPool:
         self._is_closed = False
 
     def run(self, job: Job) -> None:
-        """From any thread."""
+        """From any thread. RuntimeError: the system gives this process no thread."""
         with self._lock:
             if self._is_closed:
                 return
             while len(self._threads) < THREAD_COUNT:
                 name = f"comfy-cluster-worker-{len(self._threads)}"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # with those that there are it takes longer
+                    if not self._threads:
+                        raise
+                    break
                 self._threads.append(thread)
         self._jobs.put(job)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,6 +31,32 @@ def test_threads_start_when_they_are_needed() -> None:
     release.set()
     assert [each.result(WAIT) for each in done] == [True] * 5
     pool.close(WAIT)
+
+
+def test_without_another_thread_those_that_there_are_do_it_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = CodecPool(3)
+    with no_more_threads(monkeypatch), pytest.raises(RuntimeError, match="new thread"):
+        pool.submit(lambda: pytest.fail("it was refused"))
+    release = threading.Event()
+    busy = Handle.completed(None).then(lambda _: release.wait(WAIT), pool)
+    with no_more_threads(monkeypatch):
+        second = Handle.completed(None).then(lambda _: threading.current_thread().name, pool)
+    release.set()
+    assert busy.result(WAIT)
+    assert second.result(WAIT) == "comfy-cluster-codec-0"
+    pool.close(WAIT)
+
+
+@contextlib.contextmanager
+def no_more_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(threading.Thread, "start", start)
+        yield
 
 
 def test_threads_are_named_daemons_and_end_with_the_pool() -> None:

@@ -133,3 +133,21 @@ def test_error_on_a_pool_thread_is_told(made: Fixture) -> None:
     made.pool.digest(payload_of(LARGE), fail)
     assert str(made.failures.get(timeout=WAIT)) == "a bug"
     assert workers.THREAD_COUNT == 2
+
+
+def test_without_another_thread_those_that_there_are_do_it_all(
+    made: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def start_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    answer: queue.Queue[bytes] = queue.Queue()
+    payload = payload_of(5 * DIGEST_BLOCK)
+    made.pool.digest(payload, answer.put)
+    assert answer.get(timeout=WAIT) == payload.digest()
