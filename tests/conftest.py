@@ -1,13 +1,20 @@
-"""Fixtures that every test may use: seeded chance and ready settings."""
+"""What every test may use or needs: seeded chance, ready settings, a Ctrl+C that works."""
 
 from __future__ import annotations
 
 import random
+import signal
 import zlib
 
 import pytest
 
 from comfy_cluster.config import ClusterConfig
+
+
+def pytest_configure() -> None:
+    """A shell ignores Ctrl+C in what it starts in the background, and the tests' children would."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,15 @@ from typing import Any
 
 KEY_HEADER = "X-Cluster-Key"
 LONGEST_STALL = 20.0  # seconds; for a test that fails, not to hang
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that have gone, which is theirs to do."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Rendezvous:
@@ -43,7 +53,7 @@ class Rendezvous:
         self._revision = 0
         self._tells_revisions = tells_revisions
         self._has_ended = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     @property
     def url(self) -> str:
@@ -67,8 +77,7 @@ class Rendezvous:
             def log_message(self, *_: object) -> None:
                 """The tests have no use for it."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
