@@ -143,7 +143,8 @@ def released(sender: Instance) -> int:
     """How many segments wait for their next payload."""
     parts = sender.transport._parts
     assert parts is not None and parts.shared_memory is not None
-    return sum(map(len, parts.shared_memory._sender.pool._idle.values()))
+    idle = list(parts.shared_memory._sender.pool._idle.values())  # at once: others change it
+    return sum(map(len, idle))
 
 
 def test_what_a_receiver_wrote_never_shows_in_a_later_payload(
