@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import re
@@ -11,11 +12,21 @@ import time
 from typing import Any
 
 LARGEST_HEAD = 32 * 1024
-"""Bytes of a request's head that are waited for; a larger one comes at once, or not at all."""
+"""Bytes of a request's head that are waited for; of more, nothing is read."""
 READ_TIMEOUT = 1.0
 """Seconds for what a thread reads without saying how long: all of it is there, as a rule."""
 _HEAD_END = re.compile(rb"\n\r?\n")  # the one without CR is none, which gunicorn says
 _SHORTEST_TIMEOUT = 0.001  # seconds; 0 means another mode
+
+
+class Head(enum.Enum):
+    """How much of a request's head is there."""
+
+    SOME = enum.auto()
+    ALL = enum.auto()
+    """Or no more will come, or what is there is no head."""
+    TOO_MUCH = enum.auto()
+    """And whoever reads on may wait for the rest."""
 
 
 class ClientSocket(socket.socket):
@@ -24,7 +35,7 @@ class ClientSocket(socket.socket):
     A timeout is for all that is read until the next one is set: one byte now and then does not
     prolong it. It is never None.
     `sendall` waits for nobody. What there is no room for is kept, and goes by `send_rest`.
-    `has_head` reads ahead; what it has read is the first that is received.
+    `look_for_head` reads ahead; what it has read is the first that is received.
 
     One thread at a time.
     """
@@ -61,26 +72,28 @@ class ClientSocket(socket.socket):
         except TimeoutError:  # without such a number, gunicorn logs a fault of its own
             raise TimeoutError(errno.ECONNRESET, "it did not come in time") from None
 
-    def has_head(self, before: bytes = b"") -> bool:
-        """Whether a request's head, which begins with `before`, has come, or no more will.
+    def look_for_head(self, before: bytes = b"") -> Head:
+        """Reads what is there of a request's head, which begins with `before`.
 
-        Reads what is there; for a socket that is not blocking.
+        For a socket that is not blocking.
         """
         try:
             piece = super().recv(LARGEST_HEAD)
         except BlockingIOError:
             piece = None
         except OSError:
-            return True
+            return Head.ALL
         if piece == b"":
-            return True
+            return Head.ALL
         known = max(0, len(self._ahead) - 3)  # no end is in it; its last bytes may begin one
         self._ahead += piece or b""
-        if len(self._ahead) >= LARGEST_HEAD:
-            return True
         if before:
-            return bool(_HEAD_END.search(before + self._ahead))
-        return bool(_HEAD_END.search(self._ahead, known))
+            has_end = _HEAD_END.search(before + self._ahead)
+        else:
+            has_end = _HEAD_END.search(self._ahead, known)
+        if has_end or len(self._ahead) < LARGEST_HEAD:
+            return Head.ALL if has_end else Head.SOME
+        return Head.TOO_MUCH if b"\n" in self._ahead else Head.ALL
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """All of `data`, an object with a buffer, is taken; see `send_rest`. OSError: the client is

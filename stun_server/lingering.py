@@ -57,7 +57,8 @@ class LingeringCloser:
             tasks = asyncio.all_tasks(self._loop)
             for each in tasks:
                 each.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks))
 
     def _linger(self, sock: socket.socket) -> None:
         if self._lingering >= MOST_LINGERING:

@@ -24,9 +24,10 @@ from functools import partial
 from typing import Any
 
 import gunicorn
+from gunicorn.http.errors import LimitRequestHeaders
 from gunicorn.workers import gthread
 
-from stun_server.client_socket import ClientSocket
+from stun_server.client_socket import LARGEST_HEAD, ClientSocket, Head
 
 PATIENCE = 10.0
 """Seconds for a request's head, and for what of an answer the system has no room for."""
@@ -75,10 +76,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if not isinstance(conn.sock, ClientSocket):
             conn.sock = ClientSocket(conn.sock)
         conn.sock.setblocking(False)
-        if conn.sock.has_head(_unparsed(conn)):
-            self._serve(conn)
-        else:
+        head = conn.sock.look_for_head(_unparsed(conn))
+        if head is Head.SOME:
             self._wait(conn, selectors.EVENT_READ, self._on_more)
+        else:
+            self._serve(conn, head)
 
     def finish_request(self, conn: Any, done: Any) -> None:
         """A thread has answered, or failed."""
@@ -104,7 +106,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             self._has_no_room = False
             self._make_room()
 
-    def _serve(self, conn: Any) -> None:
+    def _serve(self, conn: Any, head: Head) -> None:
+        if head is Head.TOO_MUCH:
+            error = LimitRequestHeaders(f"more than {LARGEST_HEAD} bytes")
+            self.handle_error(None, conn.sock, conn.client, error)
+            self._close(conn)
+            return
         conn.sock.setblocking(True)
         conn.data_ready = True  # else gunicorn waits for what was read ahead
         super().enqueue_req(conn)
@@ -121,9 +128,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self._slow[conn] = time.monotonic()
 
     def _on_more(self, conn: Any, _: Any) -> None:
-        if conn.sock.has_head(_unparsed(conn)):
+        head = conn.sock.look_for_head(_unparsed(conn))
+        if head is not Head.SOME:
             self._release(conn)
-            self._serve(conn)
+            self._serve(conn, head)
 
     def _on_room(self, conn: Any, _: Any, *, done: Any) -> None:
         try:
@@ -141,6 +149,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _drop(self, conn: Any) -> None:
         self._release(conn)
+        self._close(conn)
+
+    def _close(self, conn: Any) -> None:
         self.nr_conns -= 1
         conn.close()
 

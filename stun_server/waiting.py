@@ -99,9 +99,10 @@ class ChangeWatch:
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="stun-server-watch", daemon=True)
-            self._thread.start()
             threading.Thread(target=self._end, name="stun-server-watch-end", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="stun-server-watch", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _run(self) -> None:
         while not self._closing.wait(LOOK_INTERVAL):

@@ -24,16 +24,27 @@ class Grace:
         self._changed = threading.Condition()
 
     def call_later(self, fn: Callable[[], object]) -> None:
-        """`fn` must neither block nor raise. It is not called if this closes before."""
+        """`fn` must neither block nor raise. It is not called if this closes before.
+
+        It is called at once if the system gives this process no thread to wait on.
+        """
         with self._changed:
             if self._is_closed:
                 return
-            self._due.append((time.monotonic() + self.seconds, fn))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name="comfy-cluster-grace", daemon=True
-                )
-                self._thread.start()
+            if self._thread is not None or self._has_started():
+                self._due.append((time.monotonic() + self.seconds, fn))
+                return
+        fn()
+
+    def _has_started(self) -> bool:
+        """Under the lock, for which the thread waits first."""
+        thread = threading.Thread(target=self._work, name="comfy-cluster-grace", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def close(self) -> None:
         """Drops what is due and ends the thread. Twice is fine."""

@@ -79,10 +79,9 @@ class BroadcastDiscovery:
                 "! no network interface can broadcast; instances of this machine alone need "
                 "COMFY_CLUSTER_SINGLE_HOST=true"
             )
-        self._thread = threading.Thread(
-            target=self._run, name="comfy-cluster-discovery", daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="comfy-cluster-discovery", daemon=True)
+        thread.start()
+        self._thread = thread  # once it is there to be waited for
 
     def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         if self._on_member is not None and self._is_usable(address[0]):

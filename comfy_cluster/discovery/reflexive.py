@@ -122,10 +122,9 @@ class ReflexiveAddress:
     def _start(self) -> None:
         if not self._servers or self._is_closed or self._thread is not None:
             return
-        self._thread = threading.Thread(
-            target=self._run, name="comfy-cluster-reflexive", daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="comfy-cluster-reflexive", daemon=True)
+        thread.start()
+        self._thread = thread  # once it is there to be waited for
 
     def set_needed(self, is_needed: bool) -> None:
         """False: nobody looks for this instance, such as when all peers are connected."""

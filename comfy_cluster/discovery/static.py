@@ -88,10 +88,11 @@ class StaticDiscovery:
             else:
                 self._searches[peer] = _Search(time.monotonic(), self._retry_delay)
         if self._searches:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._look_up_names, name="comfy-cluster-discovery", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread  # once it is there to be waited for
 
     def on_heard(self, peer: int, address: Address, *, is_observer: bool = False) -> None:
         """Only the list says where instances are."""

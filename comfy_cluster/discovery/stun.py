@@ -15,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from comfy_cluster import identity
@@ -33,6 +32,7 @@ from comfy_cluster.discovery.registry import (
     Registration,
     Registry,
 )
+from comfy_cluster.discovery.server_state import Lookup, Server
 from comfy_cluster.discovery.static import Resolver, is_ip_literal, resolve_ipv4, resolve_ipv6
 from comfy_cluster.errors import ConfigError, DiscoveryError, RegistrationRefused
 
@@ -49,39 +49,6 @@ LARGEST_RETRY_DELAY = 15.0
 JITTER = 0.2  # of each delay, so that the instances of a cluster do not come at once
 LEAVE_TIMEOUT = 0.9  # seconds
 CLOSE_TIMEOUT = 1.0  # seconds, of all servers together; a thread that needs longer is a daemon
-
-
-@dataclass(slots=True)
-class _Server:
-    """One server, and how it goes with it. Changed by its own thread."""
-
-    registry: Registry
-    thread: threading.Thread | None = None
-    is_registering: bool = False
-    """What it answers decides whether this instance has to leave: that is not interrupted."""
-    registered_as: Registration | None = None
-    heartbeat_at: float = 0.0
-    heartbeat_interval: float = HEARTBEAT_INTERVAL
-    revision: str = ""
-    retry_delay: float = FIRST_RETRY_DELAY
-    trouble: str = ""
-    """Why this instance is not registered there; empty: it is."""
-    listed: dict[int, Listed] = field(default_factory=dict)
-    has_listed: bool = False
-    """It takes the key, and tells who is there."""
-    holder_ping: str | None = None
-    """When the instance that has this one's index gave a sign of life; None: none is known."""
-    was_taken_in: bool = False
-    """It has registered this instance before."""
-
-
-@dataclass(slots=True)
-class _Lookup:
-    """A name that is to be looked up."""
-
-    listed: Listed
-    at: float
-    delay: float
 
 
 class StunDiscovery:
@@ -109,14 +76,12 @@ class StunDiscovery:
             self._reflexive = ReflexiveAddress(
                 config, (), ask=ask_reflexive, on_change=self._on_reflexive
             )
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
         self._connected: set[int] = set()
         self._reported: dict[int, Address] = {}
         self._observed: set[int] = set()  # of these, those at which an observer was heard
         self._told: dict[int, Address] = {}  # where the transport has them
-        self._found: dict[int, Address] = {}  # where they are listed, connected or not
-        self._found_before: dict[int, Address] = {}  # the same, when they were connected
-        self._lookups: dict[int, _Lookup] = {}
+        self._found_before: dict[int, list[Address | None]] = {}  # by servers, when connected
         self._unresolved: dict[int, str] = {}
         self._on_member: MemberListener | None = None  # before `start`
         self._on_failure: FailureListener | None = None
@@ -128,12 +93,16 @@ class StunDiscovery:
     def start(self, on_member: MemberListener, on_failure: FailureListener) -> None:
         """Starts to look. Nothing that a server does keeps this instance from starting."""
         self._on_member, self._on_failure = on_member, on_failure
-        self._servers = [_Server(self._make_registry(url)) for url in self._config.stun_servers]
+        self._servers = [
+            Server(self._make_registry(url), HEARTBEAT_INTERVAL, FIRST_RETRY_DELAY)
+            for url in self._config.stun_servers
+        ]
         for number, server in enumerate(self._servers):
-            server.thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(server,), name=f"comfy-cluster-stun-{number}", daemon=True
             )
-            server.thread.start()
+            thread.start()
+            server.thread = thread
         threading.Thread(
             target=self._look_up_names, name="comfy-cluster-stun-names", daemon=True
         ).start()
@@ -155,18 +124,20 @@ class StunDiscovery:
         with self._changed:
             self._connected.add(peer)
             self._observed.discard(peer)
-            self._found_before.pop(peer, None)
-            if peer in self._found:
-                self._found_before[peer] = self._found[peer]
+            self._found_before[peer] = self._found(peer)
 
     def on_peer_lost(self, peer: int) -> None:
         with self._changed:
             self._connected.discard(peer)
             self._reported.pop(peer, None)
-            found = self._found.get(peer)
-            if found not in (None, self._found_before.get(peer)):  # it has moved meanwhile
-                self._report(peer, found)
+            found, before = self._found(peer), self._found_before.pop(peer, [])
+            for address in (now for now, then in zip(found, before, strict=False) if now != then):
+                if address is not None:  # it has moved meanwhile
+                    self._report(peer, address)
             self._note_news()
+
+    def _found(self, peer: int) -> list[Address | None]:
+        return [each.found.get(peer) for each in self._servers]
 
     def troubles(self) -> dict[int, str]:
         with self._changed:
@@ -181,7 +152,7 @@ class StunDiscovery:
             absent = dict.fromkeys(missing - listed, f"it is not registered at {urls}")
             return {**absent, **self._unresolved}
 
-    def _is_served_by(self, server: _Server) -> bool:
+    def _is_served_by(self, server: Server) -> bool:
         return server.has_listed if self._is_observer else server.registered_as is not None
 
     def stop_soon(self) -> None:
@@ -204,7 +175,7 @@ class StunDiscovery:
             if each.thread is not None and each.thread is not threading.current_thread():
                 each.thread.join(max(0.0, self._close_by - time.monotonic()))
 
-    def _leave(self, server: _Server) -> None:
+    def _leave(self, server: Server) -> None:
         if server.registered_as is None:
             return
         registry = server.registry.successor()  # that one may have been interrupted
@@ -217,7 +188,7 @@ class StunDiscovery:
         assert self._config.key is not None  # the settings of this mode have one
         return Registry(url, cluster_id=self._config.cluster_id, key=self._config.key)
 
-    def _run(self, server: _Server) -> None:
+    def _run(self, server: Server) -> None:
         while not self._is_closed:
             seen = self._news_count
             try:
@@ -233,7 +204,7 @@ class StunDiscovery:
         server.registry.close()
         self._leave(server)
 
-    def _turn(self, server: _Server) -> float:
+    def _turn(self, server: Server) -> float:
         """Does what is due; returns for how long to wait after that."""
         if self._is_observer:
             return self._list(server, math.inf)
@@ -254,7 +225,7 @@ class StunDiscovery:
             server.registered_as = None
             return self._spread(FORMING_INTERVAL)
 
-    def _register(self, server: _Server, registration: Registration) -> None:
+    def _register(self, server: Server, registration: Registration) -> None:
         with self._changed:
             if self._is_closed:
                 return
@@ -265,7 +236,7 @@ class StunDiscovery:
         finally:
             server.is_registering = False
 
-    def _list(self, server: _Server, until_heartbeat: float) -> float:
+    def _list(self, server: Server, until_heartbeat: float) -> float:
         began = time.monotonic()
         wait = 0.0 if self._is_complete() else min(LARGEST_WAIT, until_heartbeat)
         if self._reflexive is not None and self._reflexive.is_pending:  # soon to be published
@@ -282,7 +253,7 @@ class StunDiscovery:
         is_held = bool(server.revision) and (listing is not None or was_held)
         return 0.0 if is_held else self._spread(FORMING_INTERVAL)
 
-    def _registration(self, server: _Server) -> Registration:
+    def _registration(self, server: Server) -> Registration:
         hostname = own_hostname(self._config, self._destinations(server))
         if hostname is None:
             raise DiscoveryError(
@@ -300,7 +271,7 @@ class StunDiscovery:
             tuple(self._reflexive.candidates()) if self._reflexive is not None else (),
         )
 
-    def _destinations(self, server: _Server) -> list[tuple[str, int]]:
+    def _destinations(self, server: Server) -> list[tuple[str, int]]:
         """The peers; and before there are any, the server."""
         with self._changed:
             peers = list(self._reported.values())
@@ -309,7 +280,7 @@ class StunDiscovery:
         url = urlsplit(server.registry.url)
         return [(url.hostname or "", url.port or (443 if url.scheme == "https" else 80))]
 
-    def _on_granted(self, server: _Server, granted: Registered) -> None:
+    def _on_granted(self, server: Server, granted: Registered) -> None:
         server.holder_ping = None
         server.heartbeat_interval = granted.heartbeat_interval or HEARTBEAT_INTERVAL
         hostname = urlsplit(server.registry.url).hostname
@@ -322,20 +293,20 @@ class StunDiscovery:
         with self._changed:
             self._note_news()
 
-    def _on_registered(self, server: _Server, registration: Registration) -> None:
+    def _on_registered(self, server: Server, registration: Registration) -> None:
         server.registered_as = registration
         server.was_taken_in = True
         server.heartbeat_at = time.monotonic() + self._spread(server.heartbeat_interval)
         where = address_text((registration.hostname, registration.port))
         logger.info("= registered at %s as %s", server.registry.url, where)
 
-    def _on_good_turn(self, server: _Server) -> None:
+    def _on_good_turn(self, server: Server) -> None:
         server.retry_delay = FIRST_RETRY_DELAY
         if server.trouble:
             logger.info("= %s works again", server.registry.url)
             server.trouble = ""
 
-    def _on_error(self, server: _Server, error: DiscoveryError) -> float:
+    def _on_error(self, server: Server, error: DiscoveryError) -> float:
         if self._is_closed:  # it was interrupted
             return 0.0
         if isinstance(error, IndexHeld):
@@ -344,7 +315,7 @@ class StunDiscovery:
             return self._on_taken(server, error)
         return self._on_trouble(server, error)
 
-    def _on_held(self, server: _Server, error: IndexHeld) -> float:
+    def _on_held(self, server: Server, error: IndexHeld) -> float:
         """It lives if it gives another sign of life; else its registration is to be had soon."""
         known, server.holder_ping = server.holder_ping, error.last_ping
         if known not in (None, error.last_ping):
@@ -352,7 +323,7 @@ class StunDiscovery:
         self._on_trouble(server, error)
         return self._spread(HELD_INTERVAL)
 
-    def _on_taken(self, server: _Server, error: IndexTaken) -> float:
+    def _on_taken(self, server: Server, error: IndexTaken) -> float:
         """Ends an instance that was never part of the cluster, and no other."""
         with self._changed:
             is_new = not self._connected and not any(each.was_taken_in for each in self._servers)
@@ -361,7 +332,7 @@ class StunDiscovery:
         self._stop(error)
         return 0.0
 
-    def _on_trouble(self, server: _Server, error: DiscoveryError) -> float:
+    def _on_trouble(self, server: Server, error: DiscoveryError) -> float:
         text = str(error)
         level = logging.DEBUG if server.trouble == text else logging.WARNING
         server.trouble = text
@@ -397,79 +368,84 @@ class StunDiscovery:
 
     # What servers list.
 
-    def _take(self, server: _Server, listed: tuple[Listed, ...]) -> None:
+    def _take(self, server: Server, listed: tuple[Listed, ...]) -> None:
         count, own = self._config.instance_count, self._config.instance_index
         peers = {each.instance_index: each for each in listed if each.instance_index != own}
         with self._changed:
             before = server.listed
             server.listed = {index: each for index, each in peers.items() if index < count}
+            for gone in before.keys() - server.listed.keys():
+                server.found.pop(gone, None)
+                server.lookups.pop(gone, None)
             self._forget(before.keys() - set().union(*(each.listed for each in self._servers)))
             for index, each in server.listed.items():
                 is_moved = before.get(index) != each
                 # Of a server that tells revisions a list is news, and a name may lead elsewhere.
                 if is_moved or server.revision or index not in self._connected:
-                    self._look_up(each, is_moved=is_moved)
+                    self._look_up(server, each, is_moved=is_moved)
 
     def _forget(self, unlisted: set[int]) -> None:
         """They are gone, or are reported anew once they are back. An observer is in no list."""
         for peer in unlisted:
-            for known in (self._found, self._lookups, self._unresolved):
-                known.pop(peer, None)
+            self._unresolved.pop(peer, None)
             if peer not in self._connected | self._observed:
                 self._reported.pop(peer, None)
                 self._told.pop(peer, None)
 
-    def _look_up(self, listed: Listed, *, is_moved: bool) -> None:
+    def _look_up(self, server: Server, listed: Listed, *, is_moved: bool) -> None:
         """Under the lock: soon. A name may take its time, and that is nobody's but the names'."""
         peer = listed.instance_index
         if is_ip_literal(listed.hostname):
-            with contextlib.suppress(OSError):  # of IPv6, where the socket has none
+            with contextlib.suppress(OSError, UnicodeError):  # of IPv6, where the socket has none
                 address = self._resolve(listed.hostname, listed.port)
-                self._lookups.pop(peer, None)
-                self._on_found(peer, address)
+                server.lookups.pop(peer, None)
+                self._on_found(server, peer, address)
                 return
-        if is_moved or peer not in self._lookups:
-            self._lookups[peer] = _Lookup(listed, time.monotonic(), FIRST_LOOKUP_DELAY)
+        if is_moved or peer not in server.lookups:
+            server.lookups[peer] = Lookup(listed, time.monotonic(), FIRST_LOOKUP_DELAY)
             self._changed.notify_all()
 
     def _look_up_names(self) -> None:
         """On a thread of its own."""
-        while (lookup := self._next_lookup()) is not None:
+        while (due := self._next_lookup()) is not None:
+            server, lookup = due
+            peer = lookup.listed.instance_index
             try:
                 address = self._resolve(lookup.listed.hostname, lookup.listed.port)
             except Exception as error:  # a server may list anything, and this thread must live
-                self._on_unresolved(lookup, getattr(error, "strerror", None) or str(error))
+                self._on_unresolved(*due, getattr(error, "strerror", None) or str(error))
                 continue
             with self._changed:
-                if self._lookups.get(lookup.listed.instance_index) is lookup:
-                    del self._lookups[lookup.listed.instance_index]
-                    self._on_found(lookup.listed.instance_index, address)
+                if server.lookups.get(peer) is lookup:
+                    del server.lookups[peer]
+                    self._on_found(server, peer, address)
 
-    def _next_lookup(self) -> _Lookup | None:
+    def _next_lookup(self) -> tuple[Server, Lookup] | None:
         """Waits for the next one that is due; None: closed."""
         with self._changed:
             while not self._is_closed:
                 now = time.monotonic()
-                lookup = min(self._lookups.values(), key=lambda each: each.at, default=None)
-                if lookup is not None and lookup.at <= now:
-                    return lookup
-                self._changed.wait(None if lookup is None else lookup.at - now)
+                lookups = [(each, it) for each in self._servers for it in each.lookups.values()]
+                first = min(lookups, key=lambda each: each[1].at, default=None)
+                if first is not None and first[1].at <= now:
+                    return first
+                self._changed.wait(None if first is None else first[1].at - now)
         return None
 
-    def _on_unresolved(self, lookup: _Lookup, reason: str) -> None:
+    def _on_unresolved(self, server: Server, lookup: Lookup, reason: str) -> None:
         """It is looked up again: a container is listed before its name server knows it."""
         peer = lookup.listed.instance_index
         with self._changed:
-            if self._lookups.get(peer) is lookup:
+            if server.lookups.get(peer) is lookup:
                 text = f"its address {lookup.listed.hostname} cannot be resolved: {reason}"
                 self._unresolved[peer] = text
                 lookup.at = time.monotonic() + lookup.delay
                 lookup.delay = min(2 * lookup.delay, LARGEST_LOOKUP_DELAY)
 
-    def _on_found(self, peer: int, address: Address) -> None:
+    def _on_found(self, server: Server, peer: int, address: Address) -> None:
         """Under the lock. What is listed as before does not outdo where it was heard since."""
         self._unresolved.pop(peer, None)
-        before, self._found[peer] = self._found.get(peer), address
+        before, server.found[peer] = server.found.get(peer), address
         if address != before or peer not in self._told or peer in self._observed:
             self._report(peer, address)
 

@@ -208,11 +208,11 @@ def take_apart(parts: Parts) -> None:
         parts.sock.close()
     else:  # the socket stays open: its number must not come to mean another file to that thread
         logger.error("! a thread of the transport does not end")
-    have_workers_ended = parts.workers.close()
     if parts.shared_memory is not None and has_control_ended:
         parts.shared_memory.close()
-        if have_workers_ended:  # else one may be writing to it
-            parts.shared_memory.free_memory()
+        parts.workers.close(parts.shared_memory.free_memory)  # later, if one is writing to it
+    else:
+        parts.workers.close()
 
 
 def _send_farewell(parts: Parts) -> None:

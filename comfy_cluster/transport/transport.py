@@ -107,10 +107,17 @@ class Transport:
         parts = self._parts
         if parts is None or self._pid != os.getpid():
             return
-        if parts.control.is_current:  # a listener closes: it cannot wait for its own thread
-            threading.Thread(target=self._close, args=(parts,), name="comfy-cluster-close").start()
-        else:
+        if not parts.control.is_current:
             self._close(parts)
+            return
+        # A listener closes: it cannot wait for its own thread.
+        closer = threading.Thread(target=self._close, args=(parts,), name="comfy-cluster-close")
+        try:
+            closer.start()
+        except RuntimeError:  # the system gives this process no thread
+            parts.engine_threads.stop_soon()  # silence tells the peers
+            parts.control.stop()
+            self._fail_handles(_closed_error)
 
     def _close(self, parts: Parts) -> None:
         assembly.take_apart(parts)

@@ -1,6 +1,7 @@
 """A few threads for work on whole payloads that lets go of the GIL: digests, copies, unmapping.
 
 Used inside `transport/`. A job runs once, in the order of their coming, or never after `close`.
+Where the system gives this process no thread, whoever brings a job does it himself.
 """
 
 from __future__ import annotations
@@ -27,35 +28,49 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the fields below
         self._threads: list[threading.Thread] = []
+        self._running_count = 0
+        self._at_end: list[Job] = []
         self._is_closed = False
 
     def run(self, job: Job) -> None:
-        """From any thread. RuntimeError: the system gives this process no thread."""
+        """From any thread."""
         with self._lock:
             if self._is_closed:
                 return
-            while len(self._threads) < THREAD_COUNT:
-                name = f"comfy-cluster-worker-{len(self._threads)}"
-                thread = threading.Thread(target=self._run, name=name, daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # with those that there are it takes longer
-                    if not self._threads:
-                        raise
-                    break
-                self._threads.append(thread)
-        self._jobs.put(job)
+            while len(self._threads) < THREAD_COUNT and self._has_started_one():
+                pass
+            has_threads = bool(self._threads)
+        if has_threads:
+            self._jobs.put(job)
+        else:
+            job()
 
-    def close(self) -> bool:
-        """Ends the threads; False if one did not end in time. Calling it twice is fine."""
+    def _has_started_one(self) -> bool:
+        name = f"comfy-cluster-worker-{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._threads.append(thread)
+        self._running_count += 1
+        return True
+
+    def close(self, at_end: Job = lambda: None) -> bool:
+        """Ends the threads; False if one did not end in time. Calling it twice is fine.
+
+        `at_end` runs when none runs any more: before this returns, or on the last one.
+        """
         with self._lock:
             self._is_closed = True
+            self._at_end.append(at_end)
         for _ in self._threads:
             self._jobs.put(None)
         deadline = time.monotonic() + STOP_TIMEOUT
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._run_at_end()
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
@@ -65,3 +80,14 @@ class WorkerPool:
                 del job  # it holds a payload, and the next one may be long in coming
         except BaseException as error:  # the top of the thread: it ends, and everything fails
             self._on_failure(error)
+        with self._lock:
+            self._running_count -= 1
+        self._run_at_end()
+
+    def _run_at_end(self) -> None:
+        with self._lock:
+            if self._running_count or not self._is_closed:
+                return
+            jobs, self._at_end = self._at_end, []
+        for each in jobs:
+            each()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -60,3 +61,30 @@ def test_a_leader_that_waits_for_its_followers_is_told() -> None:
         assert isinstance(error, TransferError)
         assert "the transport of this instance failed: RuntimeError('a bug')" in str(error)
         assert assignment.accepted.exception(READY_TIMEOUT) is error
+
+
+@pytest.mark.parametrize("may_start", [True, False])
+def test_a_listener_may_close_even_without_a_thread_to_close_on(
+    monkeypatch: pytest.MonkeyPatch, may_start: bool
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "comfy-cluster-close":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with running_clusters(2) as (leader, follower):
+        if not may_start:
+            monkeypatch.setattr(threading.Thread, "start", refuse)
+        transport: Any = leader._transport
+        parts = transport._parts
+        parts.control.post(lambda now: transport.close())
+        assert isinstance(leader.ended.exception(READY_TIMEOUT), TransferError)
+        parts.control._thread.join(READY_TIMEOUT)
+        assert not parts.control._thread.is_alive()
+        leader.close()
+        assert follower.ended.done() is False
+        monkeypatch.undo()
+    if not may_start:
+        transport._close(parts)  # what the thread would have done

@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,26 @@ def test_mappings_that_nobody_came_to_unmap_go_with_the_transport(rng: random.Ra
         first.transport.close()
         second.wait_for(lambda: not second.connected, "the loss of the first")
     assert holdings() == before
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_a_busy_worker_keeps_from_being_freed_goes_after_it(
+    rng: random.Random, index: int
+) -> None:
+    before = holdings()
+    release = threading.Event()
+    with Instances(2) as pair:
+        buffer = pass_on(pair[0], pair[1], payload_of(rng, SIZE))
+        del buffer
+        wait_until(lambda: released(pair[0]) == 1, "the release")
+        parts = pair[index].transport._parts
+        assert parts is not None
+        parts.workers.run(lambda: release.wait(WAIT))
+        wait_until(lambda: parts.workers._jobs.empty(), "the job's begin")
+        pair[index].transport.close()
+        assert holdings() != before
+    release.set()
+    wait_until(lambda: holdings() == before, "the end of all that was held")
 
 
 # What brings a payload over UDP

@@ -152,3 +152,4 @@ def running_server(
         yield server
     finally:
         stop_server(server)
+    assert "Exception in thread" not in server.log

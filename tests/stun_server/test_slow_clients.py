@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from stun_server.client_socket import LARGEST_HEAD, ClientSocket
+from stun_server.client_socket import LARGEST_HEAD, ClientSocket, Head
 from tests.stun_server.asking import KEY, TIMEOUT, register, until
 from tests.stun_server.servers import LOOPBACK, RunningServer, running_server
 
@@ -82,21 +82,32 @@ def test_a_head_is_read_ahead_and_then_received(
 ) -> None:
     server, client = pair
     client.sendall(head[known:-1])
-    assert not server.has_head(head[:known])
+    assert server.look_for_head(head[:known]) is Head.SOME
     client.sendall(head[-1:])
-    assert server.has_head(head[:known])
+    assert server.look_for_head(head[:known]) is Head.ALL
     assert server.recv(1) == head[known:]
     client.close()
-    assert server.has_head()
+    assert server.look_for_head() is Head.ALL
     assert server.recv(1) == b""
 
 
-def test_a_head_without_end_is_one(pair: tuple[ClientSocket, socket.socket]) -> None:
+@pytest.mark.parametrize(
+    ("begins", "found"), [(b"x", Head.ALL), (b"GET / HTTP/1.1\r\nX: x\r\n", Head.TOO_MUCH)]
+)
+def test_a_head_without_end_is_not_waited_for(
+    pair: tuple[ClientSocket, socket.socket], begins: bytes, found: Head
+) -> None:
     server, client = pair
-    client.sendall(b"x" * (LARGEST_HEAD - 1))
-    assert not server.has_head()
+    client.sendall(begins.ljust(LARGEST_HEAD - 1, b"x"))
+    assert server.look_for_head() is Head.SOME
     client.sendall(b"x")
-    assert server.has_head()
+    assert server.look_for_head() is found
+
+
+def test_an_end_behind_much_is_one(pair: tuple[ClientSocket, socket.socket]) -> None:
+    server, client = pair
+    client.sendall(HEAD + b"x" * LARGEST_HEAD)
+    assert server.look_for_head() is Head.ALL
 
 
 def connections(
@@ -132,6 +143,19 @@ def test_connections_do_not_run_out(tmp_path: Path, sent: bytes) -> None:
         for _ in range(20):
             assert requests.get(f"{server.url}/health", timeout=TIMEOUT).status_code == 200
         until(lambda: is_over(clients[0]), "whoever waits longest makes room")
+
+
+@pytest.mark.integration
+def test_large_heads_without_end_hold_no_thread(tmp_path: Path) -> None:
+    head = b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * (LARGEST_HEAD // 6 + 1)
+    with running_server(tmp_path, **SMALL) as server, contextlib.ExitStack() as stack:
+        for each in (clients := connections(server, stack, MANY)):
+            each.sendall(head)
+        for each in clients:
+            answer = http.client.HTTPResponse(each)
+            answer.begin()
+            assert (answer.status, json.loads(answer.read())["status"]) == (431, "error")
+        assert requests.get(f"{server.url}/health", timeout=TIMEOUT).status_code == 200
 
 
 @pytest.mark.integration

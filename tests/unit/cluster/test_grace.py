@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from functools import partial
 
+import pytest
+
 from comfy_cluster.cluster.grace import Grace
 
 WAIT = 10.0  # seconds; a bound for a broken build, never waited for in a good one
@@ -48,3 +50,18 @@ def test_what_is_called_may_close() -> None:
 
     grace.call_later(close)
     assert done.wait(WAIT)
+
+
+def test_without_a_thread_to_wait_on_calls_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    grace = Grace(600.0)
+    calls: list[int] = []
+    with monkeypatch.context() as changed:
+        changed.setattr(threading.Thread, "start", start)
+        grace.call_later(partial(calls.append, 1))
+    assert calls == [1]
+    grace.call_later(partial(calls.append, 2))
+    grace.close()
+    assert calls == [1]

@@ -23,7 +23,7 @@ LONGEST_STALL = 20.0  # seconds; for a test that fails, not to hang
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of clients that have gone, which is theirs to do."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)

@@ -44,7 +44,7 @@ def test_a_name_that_leads_somewhere_later_is_found_without_news_of_the_server(
         one.discovery.close()
 
 
-@pytest.mark.parametrize("address", ["fd00::9", "nul\0.internal", "a..b"])
+@pytest.mark.parametrize("address", ["fd00::9", "fe80::1%a..b", "nul\0.internal", "a..b"])
 def test_an_address_that_is_none_here_is_trouble_of_that_peer_alone(
     server: Rendezvous, address: str
 ) -> None:
@@ -214,6 +214,22 @@ def test_who_moved_while_it_was_connected_is_looked_for_there_once_it_is_lost(
         assert one.next_member() == (0, ("10.0.0.77", 9998))
 
 
+def test_servers_that_list_a_peer_differently_do_not_outdo_where_it_was_heard() -> None:
+    heard = ("203.0.113.9", 4444)
+    with Rendezvous() as here, Rendezvous() as there, looking(here.url, there.url) as one:
+        here.put(0, address="10.0.0.5")
+        there.put(0, address="192.168.1.5")
+        reported = {one.next_member(), one.next_member()}
+        assert reported == {(0, ("10.0.0.5", 9998)), (0, ("192.168.1.5", 9998))}
+        one.discovery.on_heard(0, heard)
+        assert one.next_member() == (0, heard)
+        for each in (here, there):
+            each.wait_for("GET", count=len(each.asked) + 3)
+        assert one.members.empty()
+        there.put(0, address="192.168.1.6")
+        assert one.next_member() == (0, ("192.168.1.6", 9998))
+
+
 def test_of_two_that_swap_places_both_are_looked_for_where_they_are(server: Rendezvous) -> None:
     places = {0: ("10.0.0.4", 9998), 2: ("10.0.0.5", 9998)}
     for peer, (hostname, _) in places.items():
@@ -224,8 +240,9 @@ def test_of_two_that_swap_places_both_are_looked_for_where_they_are(server: Rend
             one.discovery.on_peer_connected(peer)
         server.put(0, address="10.0.0.5")
         server.put(2, address="10.0.0.4")
-        wait_until(lambda: len(one.discovery._found) == 2 and one.discovery._found != places)
-        wait_until(lambda: one.discovery._found == {0: places[2], 2: places[0]})
+        (its,) = one.discovery._servers
+        wait_until(lambda: len(its.found) == 2 and its.found != places)
+        wait_until(lambda: its.found == {0: places[2], 2: places[0]})
         for peer in places:
             one.discovery.on_peer_lost(peer)
         assert dict(one.next_member() for _ in places) == {0: places[2], 2: places[0]}

@@ -135,19 +135,43 @@ def test_error_on_a_pool_thread_is_told(made: Fixture) -> None:
     assert workers.THREAD_COUNT == 2
 
 
+@pytest.mark.parametrize("thread_count", [0, 1])
 def test_without_another_thread_those_that_there_are_do_it_all(
-    made: Fixture, monkeypatch: pytest.MonkeyPatch
+    made: Fixture, monkeypatch: pytest.MonkeyPatch, thread_count: int
 ) -> None:
     start, started = threading.Thread.start, list[threading.Thread]()
 
-    def start_one(thread: threading.Thread) -> None:
-        if started:
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) >= thread_count:
             raise RuntimeError("can't start new thread")
         started.append(thread)
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", start_one)
+    monkeypatch.setattr(threading.Thread, "start", start_some)
     answer: queue.Queue[bytes] = queue.Queue()
     payload = payload_of(5 * DIGEST_BLOCK)
     made.pool.digest(payload, answer.put)
     assert answer.get(timeout=WAIT) == payload.digest()
+
+
+def test_what_is_to_be_done_at_the_end_waits_for_a_job_under_way(made: Fixture) -> None:
+    began, release, ended = (threading.Event() for _ in range(3))
+    done: list[bool] = []
+
+    def work() -> None:
+        began.set()
+        assert release.wait(WAIT)
+        done.append(True)
+
+    made.workers.run(work)
+    assert began.wait(WAIT)
+
+    def at_end() -> None:
+        done.append(False)
+        ended.set()
+
+    assert not made.workers.close(at_end)
+    assert done == []
+    release.set()
+    assert ended.wait(WAIT)
+    assert done == [True, False]
