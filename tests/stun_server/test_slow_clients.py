@@ -149,7 +149,7 @@ def test_connections_do_not_run_out(tmp_path: Path, sent: bytes) -> None:
 def test_large_heads_without_end_hold_no_thread(tmp_path: Path) -> None:
     head = b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * (LARGEST_HEAD // 6 + 1)
     with running_server(tmp_path, **SMALL) as server, contextlib.ExitStack() as stack:
-        for each in (clients := connections(server, stack, MANY)):
+        for each in (clients := connections(server, stack, 12)):
             each.sendall(head)
         for each in clients:
             answer = http.client.HTTPResponse(each)
