@@ -129,9 +129,12 @@ class Instances:
                 if process.stdin is not None:
                     process.stdin.close()
             _kill_group(process)
-        for process, reader in zip(self._processes, self._readers, strict=False):
+        for process in self._processes:
             process.wait()
-            reader.join()
+        for reader in self._readers:
+            if reader.is_alive():  # an interrupt may come before it has started
+                reader.join()
+        for process in self._processes:
             if process.stdout is not None:
                 process.stdout.close()
         self._stack.close()

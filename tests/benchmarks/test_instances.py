@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -104,10 +105,28 @@ def test_an_interrupt_leaves_nothing(command: subprocess.Popen[bytes]) -> None:
     children = children_of(command, 2)
     command.send_signal(signal.SIGINT)
     _, errors = command.communicate(timeout=TIMEOUT)
-    assert command.returncode == 130
+    assert command.returncode == 130, errors
     assert b"Interrupted" in errors
     assert b"Traceback" not in errors
     assert psutil.wait_procs(children, TIMEOUT)[1] == []
+
+
+def test_an_interrupt_while_a_thread_starts_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    readers: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        readers.append(thread)
+        if len(readers) == 2:
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    instances = Instances(loopback_sites(2), os.environ)
+    with pytest.raises(KeyboardInterrupt), instances:
+        pass
+    assert all(each.returncode is not None for each in instances._processes)
+    assert not readers[0].is_alive()
 
 
 def test_a_killed_benchmark_leaves_nothing(command: subprocess.Popen[bytes]) -> None:
