@@ -41,7 +41,7 @@ _TRIED = range(24, 28)  # major versions of gunicorn
 IS_SUPPORTED = gunicorn.version_info[0] in _TRIED
 
 
-class Worker(gthread.ThreadWorker):  # type: ignore[misc]
+class Worker(gthread.ThreadWorker):  # type: ignore[misc] # gunicorn has no types
     """All but `handle`, which gunicorn calls in its threads, is for the main thread."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

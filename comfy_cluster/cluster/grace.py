@@ -31,13 +31,13 @@ class Grace:
         with self._changed:
             if self._is_closed:
                 return
-            if self._thread is not None or self._has_started():
+            if self._thread is not None or self._start_thread():
                 self._due.append((time.monotonic() + self.seconds, fn))
                 return
         fn()
 
-    def _has_started(self) -> bool:
-        """Under the lock, for which the thread waits first."""
+    def _start_thread(self) -> bool:
+        """Under the lock, for which the thread waits first. Whether there is one now."""
         thread = threading.Thread(target=self._work, name="comfy-cluster-grace", daemon=True)
         try:
             thread.start()

@@ -37,7 +37,7 @@ class WorkerPool:
         with self._lock:
             if self._is_closed:
                 return
-            while len(self._threads) < THREAD_COUNT and self._has_started_one():
+            while len(self._threads) < THREAD_COUNT and self._start_thread():
                 pass
             has_threads = bool(self._threads)
         if has_threads:
@@ -45,7 +45,8 @@ class WorkerPool:
         else:
             job()
 
-    def _has_started_one(self) -> bool:
+    def _start_thread(self) -> bool:
+        """Under the lock. Whether there is one more now."""
         name = f"comfy-cluster-worker-{len(self._threads)}"
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
