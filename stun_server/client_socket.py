@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 LARGEST_HEAD = 32 * 1024
-"""Bytes of a request's head that are waited for; of more, nothing is read."""
+"""Bytes of a request's head that are waited for; one that goes on is refused."""
 READ_TIMEOUT = 1.0
 """Seconds for what a thread reads without saying how long: all of it is there, as a rule."""
 _HEAD_END = re.compile(rb"\n\r?\n")  # the one without CR is none, which gunicorn says
